@@ -1,0 +1,212 @@
+package events
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// stored is the JSON form of a decision in the log. The subject and the
+// position are the log's own and not repeated.
+type stored struct {
+	ID          ID            `json:"id"`
+	Time        time.Time     `json:"time"`
+	Actor       Actor         `json:"actor"`
+	Source      string        `json:"source,omitempty"`
+	Cause       string        `json:"cause,omitempty"`
+	Traceparent string        `json:"traceparent,omitempty"`
+	Events      []storedEvent `json:"events"`
+}
+
+type storedEvent struct {
+	Type       string          `json:"type"`
+	Version    int             `json:"version"`
+	DeviceTime *time.Time      `json:"deviceTime,omitempty"`
+	Report     *Report         `json:"report,omitempty"`
+	Data       json.RawMessage `json:"data"`
+}
+
+// codec knows one event type: its newest version, how to decode that, and how
+// to lift each older version to the one after it.
+type codec struct {
+	name    string
+	version int
+	zero    Event
+	decode  func(json.RawMessage) (Event, error)
+	// upcasts[v] turns the payload of version v into that of version v+1.
+	upcasts map[int]func(json.RawMessage) (json.RawMessage, error)
+}
+
+func codecOf[E Event](version int) codec {
+	var zero E
+	return codec{
+		name: zero.Type(), version: version, zero: zero,
+		decode: func(b json.RawMessage) (Event, error) {
+			var e E
+			err := json.Unmarshal(b, &e)
+			return e, err
+		},
+	}
+}
+
+// codecs is the closed table of event types. A type is added here, and nowhere
+// else.
+var codecs = []codec{
+	codecOf[DeviceRegistered](1),
+	codecOf[DeviceApproved](1),
+	codecOf[CertificateIssued](1),
+	codecOf[DeviceConnected](1),
+	codecOf[DeviceLost](1),
+	codecOf[DeviceLabelled](1),
+	codecOf[DeviceRenamed](1),
+	codecOf[DeviceRetired](1),
+	codecOf[HostObserved](1),
+	codecOf[HostConditionChanged](1),
+	codecOf[VMObserved](1),
+	codecOf[VMChanged](1),
+	codecOf[VMRemoved](1),
+	codecOf[InventorySynced](1),
+	codecOf[TaskRequested](1),
+	codecOf[TaskAccepted](1),
+	codecOf[TaskProgressed](1),
+	codecOf[TaskSucceeded](1),
+	codecOf[TaskFailed](1),
+	codecOf[TaskRejected](1),
+	codecOf[TaskCancelRequested](1),
+	codecOf[TaskCancelled](1),
+	codecOf[TaskExpired](1),
+	codecOf[TaskReportedLate](1),
+	codecOf[JoinTokenIssued](1),
+	codecOf[JoinTokenUsed](1),
+	codecOf[JoinTokenRevoked](1),
+}
+
+var codecByName = func() map[string]codec {
+	m := make(map[string]codec, len(codecs))
+	for _, c := range codecs {
+		m[c.name] = c
+	}
+	return m
+}()
+
+// TypeInfo describes one type of event for documentation and schemas.
+type TypeInfo struct {
+	Name    string
+	Version int
+	// Zero is the zero value of the event's Go type.
+	Zero Event
+}
+
+// Types lists every type of event that this build knows, in the order of the
+// codec table.
+func Types() []TypeInfo {
+	out := make([]TypeInfo, len(codecs))
+	for i, c := range codecs {
+		out[i] = TypeInfo{Name: c.name, Version: c.version, Zero: c.zero}
+	}
+	return out
+}
+
+// EncodeEvent returns the version and the JSON payload of an event.
+func EncodeEvent(e Event) (version int, data json.RawMessage, err error) {
+	if u, ok := e.(Unknown); ok {
+		return u.Version, u.Data, nil
+	}
+	c, ok := codecByName[e.Type()]
+	if !ok {
+		return 0, nil, fmt.Errorf("encode %s: not in the codec table", e.Type())
+	}
+	data, err = json.Marshal(e)
+	if err != nil {
+		return 0, nil, fmt.Errorf("encode %s: %w", e.Type(), err)
+	}
+	return c.version, data, nil
+}
+
+// DecodeEvent returns the event of a stored payload, lifted to the newest
+// version. A type or version that this build does not know becomes [Unknown];
+// a known one that does not decode is an error.
+func DecodeEvent(name string, version int, data json.RawMessage) (Event, error) {
+	c, ok := codecByName[name]
+	if !ok || version > c.version {
+		return Unknown{Name: name, Version: version, Data: bytes.Clone(data)}, nil
+	}
+	for v := version; v < c.version; v++ {
+		up, ok := c.upcasts[v]
+		if !ok {
+			return nil, fmt.Errorf("decode %s: no upcast from version %d", name, v)
+		}
+		var err error
+		if data, err = up(data); err != nil {
+			return nil, fmt.Errorf("decode %s: upcast from version %d: %w", name, v, err)
+		}
+	}
+	e, err := c.decode(data)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s version %d: %w", name, c.version, err)
+	}
+	return e, nil
+}
+
+// Encode returns the decision's stored form. Encoding is deterministic.
+func Encode(d Decision) ([]byte, error) {
+	if err := d.validate(); err != nil {
+		return nil, err
+	}
+	s := stored{
+		ID: d.ID, Time: d.Time, Actor: d.Actor, Source: d.Source, Cause: d.Cause,
+		Traceparent: d.Traceparent, Events: make([]storedEvent, len(d.Entries)),
+	}
+	for i, e := range d.Entries {
+		version, data, err := EncodeEvent(e.Event)
+		if err != nil {
+			return nil, err
+		}
+		s.Events[i] = storedEvent{Type: e.Event.Type(), Version: version, DeviceTime: e.DeviceTime, Report: e.Report, Data: data}
+	}
+	return json.Marshal(s)
+}
+
+// Decode returns the decision of a stored form; its subject is the caller's.
+func Decode(subject Subject, b []byte) (Decision, error) {
+	var s stored
+	if err := json.Unmarshal(b, &s); err != nil {
+		return Decision{}, fmt.Errorf("decode decision: %w", err)
+	}
+	d := Decision{
+		ID: s.ID, Subject: subject, Time: s.Time, Actor: s.Actor, Source: s.Source, Cause: s.Cause,
+		Traceparent: s.Traceparent, Entries: make([]Entry, len(s.Events)),
+	}
+	for i, e := range s.Events {
+		ev, err := DecodeEvent(e.Type, e.Version, e.Data)
+		if err != nil {
+			return Decision{}, err
+		}
+		d.Entries[i] = Entry{Event: ev, DeviceTime: e.DeviceTime, Report: e.Report}
+	}
+	if err := d.validate(); err != nil {
+		return Decision{}, fmt.Errorf("decode decision: %w", err)
+	}
+	return d, nil
+}
+
+func (d Decision) validate() error {
+	switch {
+	case d.ID == "":
+		return errors.New("decision without id")
+	case d.Time.IsZero():
+		return errors.New("decision without time")
+	case d.Actor == "":
+		return errors.New("decision without actor")
+	case len(d.Entries) == 0:
+		return errors.New("decision without events")
+	}
+	for _, e := range d.Entries {
+		if e.Event == nil {
+			return errors.New("decision with an empty entry")
+		}
+	}
+	return d.Subject.Validate()
+}

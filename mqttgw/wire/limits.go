@@ -1,0 +1,125 @@
+package wire
+
+import "fmt"
+
+func (u Up) validate() error {
+	if u.Version < 1 || u.Version > Version {
+		return fmt.Errorf("version %d, served are 1 to %d: %w", u.Version, Version, ErrVersion)
+	}
+	if len(u.Reports) > MaxReports {
+		return fmt.Errorf("%d reports, at most %d: %w", len(u.Reports), MaxReports, ErrTooLarge)
+	}
+	if u.Epoch >= 1<<53 || (u.Hello != nil && u.Hello.Epoch >= 1<<53) {
+		return fmt.Errorf("epoch beyond 2^53: %w", ErrMalformed)
+	}
+	if len(u.Reports) > 0 && u.Epoch == 0 {
+		return fmt.Errorf("reports without an epoch: %w", ErrMalformed)
+	}
+	if h := u.Hello; h != nil {
+		switch {
+		case h.Epoch == 0 || h.First == 0:
+			return fmt.Errorf("hello without epoch or first: %w", ErrMalformed)
+		case len(h.Inventory) != 0 && len(h.Inventory) != HashSize:
+			return fmt.Errorf("inventory hash of %d bytes, want %d: %w", len(h.Inventory), HashSize, ErrMalformed)
+		case len(h.Agent) > MaxText || len(h.Open) > MaxItems:
+			return fmt.Errorf("hello: %w", ErrTooLarge)
+		}
+	}
+	for i, r := range u.Reports {
+		if r.Seq == 0 || r.Seq >= 1<<53 || (i > 0 && r.Seq != u.Reports[i-1].Seq+1) {
+			return fmt.Errorf("report %d has sequence %d, want consecutive from 1: %w", i, r.Seq, ErrMalformed)
+		}
+		if n := r.parts(); n > 1 {
+			return fmt.Errorf("report %d has %d parts, want one: %w", r.Seq, n, ErrMalformed)
+		}
+		if err := r.limits(); err != nil {
+			return fmt.Errorf("report %d: %w", r.Seq, err)
+		}
+	}
+	return nil
+}
+
+func (d Down) validate() error {
+	if d.Version < 1 {
+		return fmt.Errorf("version %d: %w", d.Version, ErrVersion)
+	}
+	if len(d.Tasks) > MaxTasks || len(d.Cancels) > MaxItems {
+		return fmt.Errorf("%d tasks, %d cancels: %w", len(d.Tasks), len(d.Cancels), ErrTooLarge)
+	}
+	return nil
+}
+
+func (r Report) parts() (n int) {
+	for _, set := range []bool{
+		r.Host != nil, r.Condition != nil, r.VM != nil, r.VMPatch != nil,
+		r.VMGone != nil, r.Inventory != nil, r.Task != nil,
+	} {
+		if set {
+			n++
+		}
+	}
+	return n
+}
+
+// limits checks the sizes of texts and lists. What the values mean is for the
+// receiver to judge.
+func (r Report) limits() error {
+	var c check
+	switch {
+	case r.Host != nil:
+		h := r.Host
+		c.text(h.Name, h.Vendor, h.Model, h.Serial, h.UUID, h.Product, h.Version, h.Build, h.CPUModel,
+			h.License.Name, h.License.Edition, h.License.Reason)
+		c.list(len(h.Datastores), MaxItems)
+		c.list(len(h.Networks), MaxItems)
+		for _, d := range h.Datastores {
+			c.text(d.ID, d.Name, d.Type)
+		}
+		for _, n := range h.Networks {
+			c.text(n.ID, n.Name)
+		}
+	case r.Condition != nil:
+		c.text(r.Condition.Condition, r.Condition.Message)
+	case r.VM != nil:
+		c.vm(*r.VM)
+	case r.VMPatch != nil:
+		c.vm(r.VMPatch.Apply(VM{ID: r.VMPatch.ID}))
+	case r.VMGone != nil:
+		c.text(r.VMGone.ID)
+	case r.Inventory != nil:
+		c.list(len(r.Inventory.VMs), MaxVMs)
+		c.text(r.Inventory.VMs...)
+		if len(r.Inventory.Hash) != HashSize {
+			return fmt.Errorf("inventory hash of %d bytes, want %d: %w", len(r.Inventory.Hash), HashSize, ErrMalformed)
+		}
+	case r.Task != nil:
+		c.text(r.Task.State, r.Task.Code, r.Task.Message)
+	}
+	if c.over {
+		return fmt.Errorf("a text or a list is too long: %w", ErrTooLarge)
+	}
+	return nil
+}
+
+type check struct{ over bool }
+
+func (c *check) text(ss ...string) {
+	for _, s := range ss {
+		c.over = c.over || len(s) > MaxText
+	}
+}
+func (c *check) list(n, limit int) { c.over = c.over || n > limit }
+
+func (c *check) vm(v VM) {
+	c.text(v.ID, v.Name, v.Power, v.GuestID, v.GuestName, v.Hostname, v.Tools)
+	c.list(len(v.IPs), MaxItems)
+	c.text(v.IPs...)
+	c.list(len(v.Disks), MaxItems)
+	c.list(len(v.NICs), MaxItems)
+	for _, d := range v.Disks {
+		c.text(d.Label, d.Datastore, d.File)
+	}
+	for _, n := range v.NICs {
+		c.text(n.Label, n.MAC, n.Network)
+	}
+}

@@ -1,0 +1,224 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Version is the protocol version this package speaks. A manager serves every
+// version from 1 to its own.
+const Version = 1
+
+// Limits of the protocol. Both sides enforce them; a packet beyond one is
+// refused as a whole.
+const (
+	MaxPacket  = 128 << 10 // bytes of one MQTT payload
+	MaxReports = 256       // reports in one Up
+	MaxTasks   = 64        // tasks in one Down
+	MaxText    = 4 << 10   // bytes of any text field
+	MaxVMs     = 2000      // virtual machines of one host
+	MaxItems   = 512       // disks, NICs, addresses, datastores, networks of one object
+)
+
+// Up is a packet from a device. Any combination of its parts may be present.
+type Up struct {
+	Version int      `cbor:"1,keyasint"`
+	Hello   *Hello   `cbor:"2,keyasint,omitempty"`
+	Epoch   uint64   `cbor:"3,keyasint,omitempty"` // of Reports
+	Reports []Report `cbor:"4,keyasint,omitempty"` // consecutive sequences
+	Bye     *Bye     `cbor:"5,keyasint,omitempty"`
+}
+
+// Down is a packet to a device.
+type Down struct {
+	Version int         `cbor:"1,keyasint"`
+	Welcome *Welcome    `cbor:"2,keyasint,omitempty"`
+	Receipt *Receipt    `cbor:"3,keyasint,omitempty"`
+	Tasks   []Task      `cbor:"4,keyasint,omitempty"`
+	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty"` // tasks not to begin
+	Resend  *Resend     `cbor:"6,keyasint,omitempty"`
+	// Resync asks for a complete inventory.
+	Resync bool   `cbor:"7,keyasint,omitempty"`
+	Error  *Error `cbor:"8,keyasint,omitempty"`
+	// Greet asks the device for a Hello: the manager does not know the session.
+	Greet bool `cbor:"9,keyasint,omitempty"`
+}
+
+// Hello opens a session. A device sends it after each subscription, and again
+// when a Down asks it to greet.
+type Hello struct {
+	Agent string `cbor:"1,keyasint"` // agent version
+	Epoch uint64 `cbor:"2,keyasint"` // of the outbox, below 2^53
+	// First is the sequence of the oldest report without a receipt, or the
+	// next one to be made when there is none. All before it are receipted.
+	First uint64 `cbor:"3,keyasint"`
+	// Inventory is the hash of the inventory that results once every report up
+	// to the newest is applied; empty when the device has none yet.
+	Inventory []byte `cbor:"4,keyasint,omitempty"`
+	// Time is the device's clock.
+	Time time.Time `cbor:"5,keyasint"`
+	// Open is the tasks in the device's journal that have not ended there.
+	Open []uuid.UUID `cbor:"6,keyasint,omitempty"`
+}
+
+// Bye says that the device is about to close the session on purpose.
+type Bye struct {
+	Reason string `cbor:"1,keyasint,omitempty"`
+}
+
+// Welcome answers a Hello.
+type Welcome struct {
+	// Time is the manager's clock.
+	Time time.Time `cbor:"1,keyasint"`
+	// Next is the sequence the manager expects next: all before it need not be
+	// sent. They are not receipted by this.
+	Next     uint64   `cbor:"2,keyasint"`
+	Settings Settings `cbor:"3,keyasint"`
+	// Pending says that the device waits for approval: it keeps the session
+	// and sends no reports until another Welcome.
+	Pending bool `cbor:"4,keyasint,omitempty"`
+}
+
+// Settings govern a session.
+type Settings struct {
+	// Window is the number of reports that may be without a receipt.
+	Window int `cbor:"1,keyasint"`
+	// KeepAlive is for the next connection, in seconds.
+	KeepAlive int `cbor:"2,keyasint"`
+	// Reconcile is the interval of a full comparison with the host, in seconds.
+	Reconcile int `cbor:"3,keyasint"`
+	// Resend is how long to wait for a receipt before sending again, in
+	// milliseconds. It doubles with each repeat, up to 60 s.
+	Resend int `cbor:"4,keyasint"`
+}
+
+// Receipt says that every report up to Seq is in the log and durable. The
+// device may forget them.
+type Receipt struct {
+	Epoch uint64 `cbor:"1,keyasint"`
+	Seq   uint64 `cbor:"2,keyasint"`
+}
+
+// Resend asks for the reports from Seq on: the manager saw a gap.
+type Resend struct {
+	Epoch uint64 `cbor:"1,keyasint"`
+	Seq   uint64 `cbor:"2,keyasint"`
+}
+
+// Error codes of [Error].
+const (
+	ErrorMalformed = "malformed"    // not CBOR, or not this protocol
+	ErrorTooLarge  = "too_large"    // beyond a limit
+	ErrorVersion   = "version"      // a protocol version the manager does not serve
+	ErrorUnknown   = "unknown_kind" // a report of a kind the manager does not know
+	ErrorInvalid   = "invalid"      // a field is out of range
+	ErrorNoSpace   = "no_space"     // the manager cannot write; keep and retry
+)
+
+// Error tells the device that something it sent was refused.
+type Error struct {
+	Code    string `cbor:"1,keyasint"`
+	Message string `cbor:"2,keyasint"`
+	// Seq is the report it speaks of, 0 for none.
+	Seq uint64 `cbor:"3,keyasint,omitempty"`
+}
+
+// Report is one numbered fact. Exactly one of its parts is set; none means a
+// kind that this build does not know.
+type Report struct {
+	Seq  uint64    `cbor:"1,keyasint"`
+	Time time.Time `cbor:"2,keyasint"` // device clock, corrected by the manager's
+
+	Host      *Host      `cbor:"3,keyasint,omitempty"`
+	Condition *Condition `cbor:"4,keyasint,omitempty"`
+	VM        *VM        `cbor:"5,keyasint,omitempty"` // complete
+	VMPatch   *VMPatch   `cbor:"6,keyasint,omitempty"` // changed fields
+	VMGone    *VMGone    `cbor:"7,keyasint,omitempty"`
+	Inventory *Inventory `cbor:"8,keyasint,omitempty"`
+	Task      *TaskState `cbor:"9,keyasint,omitempty"`
+}
+
+// Known says whether the report is of a kind that this build knows.
+func (r Report) Known() bool {
+	return r.Host != nil || r.Condition != nil || r.VM != nil || r.VMPatch != nil ||
+		r.VMGone != nil || r.Inventory != nil || r.Task != nil
+}
+
+// Inventory ends a complete inventory: the reports before it held the host and
+// every virtual machine; whatever is not in VMs is gone.
+type Inventory struct {
+	VMs  []string `cbor:"1,keyasint,omitempty"` // ids, sorted
+	Hash []byte   `cbor:"2,keyasint"`
+}
+
+// VMGone says that a virtual machine is no longer on the host.
+type VMGone struct {
+	ID string `cbor:"1,keyasint"`
+}
+
+// Conditions of a host, as the agent sees it.
+const (
+	ConditionOK          = "ok"
+	ConditionReadOnly    = "readOnly"
+	ConditionDenied      = "denied"
+	ConditionUnreachable = "unreachable"
+)
+
+// Condition says how well the agent can manage its host.
+type Condition struct {
+	Condition string `cbor:"1,keyasint"`
+	Message   string `cbor:"2,keyasint,omitempty"`
+}
+
+// Task is work for the device.
+type Task struct {
+	ID   uuid.UUID `cbor:"1,keyasint"`
+	Kind string    `cbor:"2,keyasint"`
+	VM   string    `cbor:"3,keyasint,omitempty"`
+	// Deadline is when the task must not begin any more, by the manager's
+	// clock.
+	Deadline time.Time `cbor:"4,keyasint"`
+}
+
+// Kinds of task.
+const (
+	TaskVMPowerOn  = "vm.power-on"
+	TaskVMPowerOff = "vm.power-off"
+	TaskVMReset    = "vm.reset"
+	TaskVMSuspend  = "vm.suspend"
+	TaskVMShutdown = "vm.shutdown"
+)
+
+// States of a task that a device reports.
+const (
+	StateAccepted  = "accepted"
+	StateProgress  = "progress"
+	StateSucceeded = "succeeded"
+	StateFailed    = "failed"
+	StateRejected  = "rejected"
+	StateCancelled = "cancelled"
+)
+
+// Task error codes, for StateFailed and StateRejected.
+const (
+	CodeInvalidState = "invalid_state" // the object is not in a state for it
+	CodeNotFound     = "not_found"     // the object is not there
+	CodeReadOnly     = "read_only"     // the host's licence forbids writing
+	CodeDenied       = "denied"        // the host refuses the login or the right
+	CodeUnreachable  = "unreachable"   // the host does not answer
+	CodeTools        = "tools"         // needs running guest tools
+	CodeUnsupported  = "unsupported"   // this agent or host cannot do it
+	CodeInterrupted  = "interrupted"   // the agent stopped during it; outcome unknown
+	CodeDeadline     = "deadline"      // arrived after its deadline
+	CodeHost         = "host"          // any other fault of the host
+)
+
+// TaskState reports on a task.
+type TaskState struct {
+	ID      uuid.UUID `cbor:"1,keyasint"`
+	State   string    `cbor:"2,keyasint"`
+	Percent int       `cbor:"3,keyasint,omitempty"`
+	Code    string    `cbor:"4,keyasint,omitempty"`
+	Message string    `cbor:"5,keyasint,omitempty"`
+}
