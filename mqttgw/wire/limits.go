@@ -19,6 +19,8 @@ func (u Up) validate() error {
 		switch {
 		case h.Epoch == 0 || h.First == 0:
 			return fmt.Errorf("hello without epoch or first: %w", ErrMalformed)
+		case h.Next < h.First || h.Next >= 1<<53:
+			return fmt.Errorf("hello with next %d before first %d: %w", h.Next, h.First, ErrMalformed)
 		case len(h.Inventory) != 0 && len(h.Inventory) != HashSize:
 			return fmt.Errorf("inventory hash of %d bytes, want %d: %w", len(h.Inventory), HashSize, ErrMalformed)
 		case len(h.Agent) > MaxText || len(h.Open) > MaxItems:

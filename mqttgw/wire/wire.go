@@ -53,8 +53,11 @@ type Hello struct {
 	// First is the sequence of the oldest report without a receipt, or the
 	// next one to be made when there is none. All before it are receipted.
 	First uint64 `cbor:"3,keyasint"`
-	// Inventory is the hash of the inventory that results once every report up
-	// to the newest is applied; empty when the device has none yet.
+	// Next is the sequence of the next report to be made: First when every
+	// report is receipted.
+	Next uint64 `cbor:"7,keyasint"`
+	// Inventory is the hash of the inventory that results once every report
+	// before Next is applied; empty when the device has none yet.
 	Inventory []byte `cbor:"4,keyasint,omitempty"`
 	// Time is the device's clock.
 	Time time.Time `cbor:"5,keyasint"`
