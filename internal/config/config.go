@@ -1,0 +1,81 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Error says what is wrong with a file, in one line.
+type Error struct {
+	Path    string
+	Line    int // 0 when it concerns the whole file
+	Message string
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.Path, e.Message)
+	}
+	return fmt.Sprintf("%s:%d: %s", e.Path, e.Line, e.Message)
+}
+
+// Load decodes the YAML file into v, which holds the defaults. An unknown key,
+// a duplicate key or a value of the wrong type is an [*Error].
+func Load(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return &Error{Path: path, Message: reason(err)}
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return Decode(path, f, v)
+}
+
+// Decode is Load from a reader; path is for messages.
+func Decode(path string, r io.Reader, v any) error {
+	err := yaml.NewDecoder(r, yaml.Strict()).Decode(v)
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	var ye yaml.Error
+	if !errors.As(err, &ye) {
+		return &Error{Path: path, Message: reason(err)}
+	}
+	e := &Error{Path: path, Message: ye.GetMessage()}
+	if t := ye.GetToken(); t != nil && t.Position != nil {
+		e.Line = t.Position.Line
+	}
+	return e
+}
+
+func reason(err error) string {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// Duration is a time.Duration written as "90s", "10m" or "24h".
+type Duration time.Duration
+
+// UnmarshalYAML reads the text form.
+func (d *Duration) UnmarshalYAML(b []byte) error {
+	var s string
+	if err := yaml.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v < 0 {
+		return fmt.Errorf("%q is not a duration: write for example 90s, 10m or 24h", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalYAML writes the text form.
+func (d Duration) MarshalYAML() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
