@@ -29,8 +29,16 @@ type Driver interface {
 	Watch(ctx context.Context, changed func()) error
 
 	// Run carries out a task of one of the wire.Task kinds and returns when
-	// the host says it is done or has failed. progress may be called with 0
-	// to 100. Cancelling ctx gives up waiting; it does not undo.
+	// the host says it is done or has failed; what it changed is then in
+	// Observe. progress, which may be nil, may be called with 0 to 100.
+	// Cancelling ctx gives up waiting; it does not undo.
+	//
+	// vm.shutdown needs running tools and is done when the machine is off.
+	// Codes of its errors: CodeUnsupported for a kind the driver does not
+	// know, CodeNotFound for a virtual machine that is not there,
+	// CodeInvalidState for one whose power state does not allow the task,
+	// CodeTools, CodeReadOnly (and Observe says so from then on), CodeDenied,
+	// CodeUnreachable, and CodeHost for all else.
 	Run(ctx context.Context, task wire.Task, progress func(percent int)) error
 
 	// Check examines the host as an installation needs it: reachable,
