@@ -1,0 +1,441 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pallas/events"
+)
+
+// Config is what a Dispatcher needs.
+type Config struct {
+	// Store is the event log. Required.
+	Store events.Store
+	// Now is the clock. Required.
+	Now func() time.Time
+	// Policy judges every command; nil allows all.
+	Policy Policy
+	// Snapshots shorten the loading of long histories; nil means none.
+	Snapshots Snapshots
+	// CacheSize is how many folded aggregates are kept; 0 means 65,536.
+	CacheSize int
+	// Log defaults to no log.
+	Log *slog.Logger
+	// Registerer takes the metrics; nil means that nobody looks.
+	Registerer prometheus.Registerer
+}
+
+// Dispatcher carries out commands. It is safe for concurrent use.
+type Dispatcher struct {
+	store     events.Store
+	now       func() time.Time
+	policy    Policy
+	snapshots Snapshots
+	log       *slog.Logger
+	cache     *cache
+	locks     locks
+	metrics   metrics
+}
+
+// Bounds of trying again.
+const (
+	maxConflicts   = 24 // decisions lost to another writer
+	maxUnavailable = 4  // appends without an answer
+	minPause       = 2 * time.Millisecond
+	maxPause       = 250 * time.Millisecond
+)
+
+// trustFor is how long a device's approval, once read, holds for the reports
+// that it sends. A retirement ends the device's session at once; this bounds
+// what a session on another manager could still report.
+const trustFor = 5 * time.Second
+
+const defaultCacheSize = 1 << 16
+
+// New returns a dispatcher.
+func New(c Config) (*Dispatcher, error) {
+	switch {
+	case c.Store == nil:
+		return nil, errors.New("commands: Store is missing")
+	case c.Now == nil:
+		return nil, errors.New("commands: Now is missing")
+	case c.CacheSize < 0:
+		return nil, fmt.Errorf("commands: CacheSize %d: want 0 or more", c.CacheSize)
+	case c.CacheSize == 0:
+		c.CacheSize = defaultCacheSize
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	aggregates, err := newCache(c.CacheSize)
+	if err != nil {
+		return nil, fmt.Errorf("commands: %w", err)
+	}
+	m, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("commands: %w", err)
+	}
+	return &Dispatcher{
+		store: c.Store, now: c.Now, policy: c.Policy, snapshots: c.Snapshots, log: c.Log,
+		cache: aggregates, locks: locks{held: map[events.Subject]*lock{}}, metrics: m,
+	}, nil
+}
+
+// Do carries out a command and returns when the log has taken what follows.
+//
+// A refusal is an *[Error]; nothing was written. Other errors wrap those of
+// [events.Store]: after ErrNoSpace nothing was written, after ErrUnavailable
+// and when ctx ends nobody knows, and the same command with the same CommandID
+// may be given again. ErrConflict means that other writers kept coming first.
+func (d *Dispatcher) Do(ctx context.Context, c Command, m Meta) (Result, error) {
+	r, err := d.do(ctx, c, m)
+	d.metrics.count(c, r, err)
+	return r, err
+}
+
+func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) {
+	if err := checkMeta(m); err != nil {
+		return Result{}, err
+	}
+	if err := checkSubject(c.Subject()); err != nil {
+		return Result{}, err
+	}
+	if d.policy != nil {
+		if err := d.policy.Allow(c, m); err != nil {
+			return Result{}, err
+		}
+	}
+	if m.Time.IsZero() {
+		m.Time = d.now()
+	}
+	id, err := decisionID(c, m)
+	if err != nil {
+		return Result{}, err
+	}
+	subject := c.Subject()
+	release, err := d.locks.acquire(ctx, subject)
+	if err != nil {
+		return Result{}, fmt.Errorf("wait for %s: %w", subject, err)
+	}
+	defer release()
+
+	try := attempt{Dispatcher: d, command: c, subject: subject, decision: events.Decision{
+		ID: id, Subject: subject, Time: instant(m.Time), Actor: m.Actor, Source: m.Source,
+		Cause: or(m.Cause, m.CommandID), Traceparent: m.Traceparent,
+	}}
+	return try.run(ctx)
+}
+
+// attempt is one command on its way to its answer.
+type attempt struct {
+	*Dispatcher
+	command  Command
+	subject  events.Subject
+	decision events.Decision
+
+	conflicts   int
+	unavailable int
+	// fresh asks the log whether the cached states are the newest.
+	fresh bool
+	// placed is the position of the decision, once a load came upon it.
+	placed uint64
+}
+
+func (a *attempt) run(ctx context.Context) (Result, error) {
+	for {
+		e, confirmed, err := a.load(ctx)
+		if err != nil {
+			return Result{}, err
+		}
+		if a.placed != 0 {
+			// Either this call's append came through although nobody said so,
+			// or an earlier call with the same command id did all this.
+			return a.repeated(e), nil
+		}
+		states, err := a.states(ctx, e)
+		if err != nil {
+			return Result{}, err
+		}
+		out, err := Decide(a.command, states, a.decision.Time)
+		if (err != nil || len(out.Entries) == 0) && !confirmed {
+			// Nothing to append, so the log would not find out that the state
+			// is an old one: ask it before answering.
+			a.fresh = true
+			continue
+		}
+		if err != nil {
+			return Result{}, err
+		}
+		r := Result{Position: e.revision, Resync: out.Resync, Cursor: out.Cursor, Invalid: out.Invalid}
+		if len(out.Entries) == 0 {
+			return r, nil
+		}
+		a.decision.Entries = out.Entries
+		appended, err := a.store.Append(ctx, e.revision, a.decision)
+		switch {
+		case err == nil && !appended.Duplicate:
+			next := e.fork()
+			next.fold(events.Record{Decision: a.decision, Position: appended.Position})
+			next.checked = a.decision.Time
+			a.keep(ctx, a.subject, next)
+			a.cache.put(a.subject, next)
+			r.Position, r.Changed = appended.Position, true
+			return r, nil
+		case err == nil:
+			// The log has it already; what it holds is what counts.
+			a.placed, a.fresh = appended.Position, true
+		case errors.Is(err, events.ErrConflict):
+			a.fresh = true
+			if err := a.again(ctx, "conflict", &a.conflicts, maxConflicts, err); err != nil {
+				return Result{}, err
+			}
+		case errors.Is(err, events.ErrUnavailable):
+			a.fresh = true
+			if err := a.again(ctx, "unavailable", &a.unavailable, maxUnavailable, err); err != nil {
+				return Result{}, err
+			}
+		default:
+			return Result{}, fmt.Errorf("append to %s: %w", a.subject, err)
+		}
+	}
+}
+
+// load returns the aggregate's entry and whether the log confirmed it. When it
+// comes upon this decision's id in the log, it sets placed.
+func (a *attempt) load(ctx context.Context) (*entry, bool, error) {
+	if e := a.cache.get(a.subject); e != nil && !a.fresh {
+		a.metrics.loads.WithLabelValues("cache").Inc()
+		a.placed = e.position(a.decision.ID)
+		return e, false, nil
+	}
+	e, err := a.refresh(ctx, a.subject, func(r events.Record) {
+		if r.ID == a.decision.ID {
+			a.placed = r.Position
+		}
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	if a.placed == 0 {
+		a.placed = e.position(a.decision.ID)
+	}
+	return e, true, nil
+}
+
+// repeated is the answer when the decision is in the log.
+func (a *attempt) repeated(e *entry) Result {
+	r := Result{Position: a.placed, Changed: a.unavailable > 0}
+	switch c := a.command.(type) {
+	case ReportInventory:
+		if s, ok := e.state.(*Inventory); ok && s.Epoch == c.Epoch {
+			r.Cursor = s.Seq
+		}
+	case ReportTasks:
+		if s, ok := e.state.(*Tasks); ok && s.Epoch == c.Epoch {
+			r.Cursor = s.Seq
+		}
+	default:
+	}
+	return r
+}
+
+// again pauses before another try, or gives up with err.
+func (a *attempt) again(ctx context.Context, reason string, count *int, limit int, err error) error {
+	if *count++; *count > limit {
+		return fmt.Errorf("append to %s, %d tries: %w", a.subject, *count, err)
+	}
+	a.metrics.retries.WithLabelValues(reason).Inc()
+	pause := min(minPause<<min(*count-1, 10), maxPause)
+	t := time.NewTimer(pause/2 + rand.N(pause/2))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("append to %s: %w: %w", a.subject, ctx.Err(), err)
+	}
+}
+
+// states gathers what the command is decided on.
+func (a *attempt) states(ctx context.Context, own *entry) (States, error) {
+	var s States
+	s.set(own.state)
+	var err error
+	switch c := a.command.(type) {
+	case RequestTask:
+		err = errors.Join(
+			a.other(ctx, &s, events.DeviceSubject(c.Device), 0),
+			a.other(ctx, &s, events.InventorySubject(c.Device), 0),
+		)
+	case ReportInventory:
+		err = a.other(ctx, &s, events.DeviceSubject(c.Device), trustFor)
+	case ReportTasks:
+		err = a.other(ctx, &s, events.DeviceSubject(c.Device), trustFor)
+	default:
+	}
+	return s, err
+}
+
+// other adds the state of another aggregate, confirmed by the log at most
+// maxAge ago; 0 means now.
+func (a *attempt) other(ctx context.Context, s *States, subject events.Subject, maxAge time.Duration) error {
+	e := a.cache.get(subject)
+	if e == nil || a.fresh || maxAge == 0 || a.decision.Time.Sub(e.checked) >= maxAge {
+		var err error
+		if e, err = a.refresh(ctx, subject, nil); err != nil {
+			return err
+		}
+	}
+	s.set(e.state)
+	return nil
+}
+
+func (s *States) set(f folded) {
+	switch f := f.(type) {
+	case *Device:
+		s.Device = *f
+	case *Inventory:
+		s.Inventory = *f
+	case *Tasks:
+		s.Tasks = *f
+	case *JoinToken:
+		s.Token = *f
+	}
+}
+
+// refresh returns the aggregate's entry as the log has it now, and keeps it in
+// the cache. seen, if not nil, is called for each record that was read.
+func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(events.Record)) (*entry, error) {
+	now := d.now()
+	e := d.cache.get(s)
+	if e != nil {
+		newest, err := d.store.Revision(ctx, s)
+		if err != nil {
+			return nil, fmt.Errorf("revision of %s: %w", s, err)
+		}
+		if newest <= e.revision { // less: from a replica that lags
+			d.metrics.loads.WithLabelValues("cache").Inc()
+			c := *e
+			c.checked = now
+			d.cache.put(s, &c)
+			return &c, nil
+		}
+		e = e.fork()
+	} else if e = d.restore(ctx, s); e == nil {
+		state, err := newFolded(s)
+		if err != nil {
+			return nil, err
+		}
+		e = &entry{state: state.fork()}
+	}
+	d.metrics.loads.WithLabelValues("log").Inc()
+	for r, err := range d.store.Load(ctx, s, e.revision) {
+		if err != nil {
+			return nil, fmt.Errorf("load %s: %w", s, err)
+		}
+		e.fold(r)
+		if seen != nil {
+			seen(r)
+		}
+	}
+	e.checked = now
+	if e.revision != 0 { // what does not exist takes no room
+		d.keep(ctx, s, e)
+		d.cache.put(s, e)
+	}
+	return e, nil
+}
+
+// Device returns a device as the log has it now. An unknown one is an [Error]
+// of KindNotFound.
+func (d *Dispatcher) Device(ctx context.Context, id events.DeviceID) (Device, error) {
+	s, err := read[Device](ctx, d, events.DeviceSubject(id))
+	if err == nil && s.Revision == 0 {
+		err = notFound("device %s is not known", clip(string(id)))
+	}
+	return s, err
+}
+
+// Inventory returns what a device has reported, as the log has it now: the
+// zero Inventory when it has reported nothing.
+func (d *Dispatcher) Inventory(ctx context.Context, id events.DeviceID) (Inventory, error) {
+	return read[Inventory](ctx, d, events.InventorySubject(id))
+}
+
+// Tasks returns a device's task queue as the log has it now: the zero Tasks
+// when nothing was ever asked of it.
+func (d *Dispatcher) Tasks(ctx context.Context, id events.DeviceID) (Tasks, error) {
+	return read[Tasks](ctx, d, events.TasksSubject(id))
+}
+
+// JoinToken returns a join token as the log has it now. An unknown one is an
+// [Error] of KindNotFound.
+func (d *Dispatcher) JoinToken(ctx context.Context, id events.TokenID) (JoinToken, error) {
+	s, err := read[JoinToken](ctx, d, events.TokenSubject(id))
+	if err == nil && s.Revision == 0 {
+		err = notFound("join token %s is not known", clip(string(id)))
+	}
+	return s, err
+}
+
+// read returns a copy of an aggregate's state that the caller may change.
+func read[S any, P interface {
+	*S
+	folded
+	copy() S
+}](ctx context.Context, d *Dispatcher, s events.Subject) (S, error) {
+	var zero S
+	if err := checkSubject(s); err != nil {
+		return zero, err
+	}
+	e, err := d.refresh(ctx, s, nil)
+	if err != nil {
+		return zero, err
+	}
+	p, ok := e.state.(P)
+	if !ok {
+		return zero, fmt.Errorf("read %s: it is a %T", s, e.state)
+	}
+	return p.copy(), nil
+}
+
+// decisionID is the same for the same command with the same command id from
+// the same actor. The command itself is a part: an id that is used for two
+// different commands must not make the second one disappear.
+func decisionID(c Command, m Meta) (events.ID, error) {
+	if m.CommandID == "" {
+		return events.ID(events.NewID()), nil
+	}
+	body, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("identify %s: %w", typeName(c), err)
+	}
+	return events.ID(events.DeriveID("decision", string(m.Actor), m.CommandID, string(c.Subject()), typeName(c), string(body))), nil
+}
+
+func checkMeta(m Meta) *Error {
+	switch {
+	case m.Actor == "":
+		return invalid("actor", "is missing")
+	case !storable(m.Time):
+		return invalid("time", "is beyond the year 9999")
+	case len(m.CommandID) > MaxCommandID:
+		return invalid("Idempotency-Key", "has %d bytes: shorten it to at most %d", len(m.CommandID), MaxCommandID)
+	}
+	for _, t := range [...]struct{ field, text string }{
+		{"Idempotency-Key", m.CommandID}, {"actor", string(m.Actor)}, {"source", m.Source},
+		{"cause", m.Cause}, {"traceparent", m.Traceparent},
+	} {
+		if err := checkText(t.field, t.text, MaxReason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
