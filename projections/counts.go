@@ -1,0 +1,78 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"pallas/events"
+)
+
+// Counts is the fleet in numbers, at one position.
+type Counts struct {
+	Position uint64
+	// Trust counts all devices. Connection, Condition and Version count those
+	// that are not retired.
+	Trust      map[Trust]int
+	Connection map[Connection]int
+	Condition  map[events.Condition]int
+	Version    map[string]int
+	// Power counts the virtual machines.
+	Power map[events.PowerState]int
+	// OpenTasks counts the tasks that have not ended.
+	OpenTasks map[events.TaskStatus]int
+}
+
+// Counts returns the fleet in numbers.
+func (d *DB) Counts(ctx context.Context) (Counts, error) {
+	var c Counts
+	err := d.snapshot(ctx, func(tx *sql.Tx) (err error) {
+		if err := tx.QueryRowContext(ctx, "SELECT position FROM meta").Scan(&c.Position); err != nil {
+			return err
+		}
+		if c.Trust, err = count[Trust](ctx, tx, `SELECT trust, count(*) FROM devices GROUP BY trust`); err != nil {
+			return err
+		}
+		if c.Connection, err = count[Connection](ctx, tx, countActive("connection")); err != nil {
+			return err
+		}
+		if c.Condition, err = count[events.Condition](ctx, tx, countActive("condition")); err != nil {
+			return err
+		}
+		if c.Version, err = count[string](ctx, tx, countActive("version")); err != nil {
+			return err
+		}
+		if c.Power, err = count[events.PowerState](ctx, tx, `SELECT power, count(*) FROM vms GROUP BY power`); err != nil {
+			return err
+		}
+		c.OpenTasks, err = count[events.TaskStatus](ctx, tx,
+			`SELECT status, count(*) FROM tasks INDEXED BY tasks_open WHERE ended_at IS NULL GROUP BY status`)
+		return err
+	})
+	if err != nil {
+		return Counts{}, fmt.Errorf("count the fleet: %w", err)
+	}
+	return c, nil
+}
+
+func countActive(column string) string {
+	return "SELECT " + column + ", count(*) FROM devices INDEXED BY devices_by_state WHERE trust <> 'retired' GROUP BY " + column
+}
+
+func count[K ~string](ctx context.Context, tx *sql.Tx, text string) (map[K]int, error) {
+	type row struct {
+		key K
+		n   int
+	}
+	rows, err := collect(ctx, tx, text, nil, func(rows *sql.Rows) (r row, err error) {
+		return r, rows.Scan(&r.key, &r.n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	m := make(map[K]int, len(rows))
+	for _, r := range rows {
+		m[r.key] = r.n
+	}
+	return m, nil
+}

@@ -1,0 +1,412 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"pallas/events"
+)
+
+// Trust says whether a device may be managed.
+type Trust string
+
+// The states of trust.
+const (
+	TrustPending  Trust = "pending"
+	TrustApproved Trust = "approved"
+	TrustRetired  Trust = "retired"
+)
+
+// Connection says whether a device has a session.
+type Connection string
+
+// The states of a connection.
+const (
+	ConnectionNever     Connection = "never"
+	ConnectionConnected Connection = "connected"
+	ConnectionLost      Connection = "lost"
+)
+
+// Device is a device with its host, as of the read model's position.
+type Device struct {
+	ID     events.DeviceID
+	Name   string
+	Labels map[string]string
+	Trust  Trust
+
+	Connection Connection
+	// ConnectionSince is when the device connected, or when its last session
+	// ended; zero when it never connected.
+	ConnectionSince time.Time
+	// LostReason says why the last session ended while the connection is lost.
+	LostReason string
+	// Address and Protocol are those of the newest session.
+	Address      string
+	Protocol     int
+	AgentVersion string
+
+	// KeyHash is the hex SHA-256 of the device's public key; CertSerial and
+	// CertNotAfter are those of the newest certificate.
+	KeyHash      string
+	CertSerial   string
+	CertNotAfter time.Time
+	JoinToken    events.TokenID
+
+	RegisteredAt time.Time
+	ApprovedAt   time.Time // zero while pending
+	ApprovedBy   events.Actor
+	// Approval is "auto" or "manual", "" while pending.
+	Approval      string
+	RetiredAt     time.Time // zero unless retired
+	RetiredBy     events.Actor
+	RetiredReason string
+
+	// Condition is how well the agent can manage the host: "" before the
+	// first word of it. Until the agent reports one it follows from the
+	// licence that the host was observed with, and ConditionSince is zero.
+	Condition        events.Condition
+	ConditionMessage string
+	ConditionSince   time.Time
+
+	// Host is what the host says of itself, nil before the first report;
+	// HostAt is when it last said something else.
+	Host   *events.Host
+	HostAt time.Time
+	// InventoryHash and InventorySyncedAt are those of the newest complete
+	// inventory.
+	InventoryHash     string
+	InventorySyncedAt time.Time
+
+	// VMs counts the device's virtual machines, VMsOn those powered on.
+	VMs, VMsOn int
+
+	// Revision is that of the aggregate ev.device.<id>.
+	Revision uint64
+	// ChangedPosition and ChangedAt are those of the newest decision that
+	// touched anything here except the VMs.
+	ChangedPosition uint64
+	ChangedAt       time.Time
+}
+
+// DeviceFilter selects devices. Its zero value selects all. A set with several
+// values means any of them.
+type DeviceFilter struct {
+	Trust      []Trust
+	Connection []Connection
+	Condition  []events.Condition
+	// Version is the hypervisor's version, such as "8.0.2".
+	Version  string
+	Selector Selector
+	// Text must be a part of the device's name or id, or of its host's name,
+	// serial number or UUID. Case does not matter.
+	Text string
+	// Sort is SortName or SortID; "" is SortName.
+	Sort Sort
+	Window
+}
+
+func (w *writer) deviceRegistered(at now, id events.DeviceID, e events.DeviceRegistered) error {
+	labels, err := labelText(e.Labels)
+	if err != nil {
+		return err
+	}
+	if err := w.exec(`
+		INSERT INTO devices (id, name, name_key, trust, revision, changed_position, changed_at,
+			agent_version, labels, key_hash, join_token, registered_at)
+		VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, name_key = excluded.name_key,
+			agent_version = excluded.agent_version, labels = excluded.labels,
+			key_hash = excluded.key_hash, join_token = excluded.join_token`,
+		string(id), e.Name, fold(e.Name), at.position, at.position, at.at,
+		e.AgentVersion, labels, e.KeyHash, string(e.JoinToken), at.at); err != nil {
+		return err
+	}
+	return w.replaceLabels(id, e.Labels)
+}
+
+func (w *writer) deviceApproved(at now, id events.DeviceID, e events.DeviceApproved) error {
+	return w.exec(`UPDATE devices SET trust = 'approved', approved_at = ?, approved_by = ?, approval = ? WHERE id = ?`,
+		at.at, at.actor, e.Policy, string(id))
+}
+
+func (w *writer) certificateIssued(id events.DeviceID, e events.CertificateIssued) error {
+	return w.exec(`UPDATE devices SET key_hash = ?, cert_serial = ?, cert_not_after = ? WHERE id = ?`,
+		e.KeyHash, e.Serial, micros(e.NotAfter), string(id))
+}
+
+func (w *writer) deviceConnected(at now, id events.DeviceID, e events.DeviceConnected) error {
+	return w.exec(`
+		UPDATE devices SET connection = 'connected', connection_since = ?, lost_reason = '',
+			address = ?, agent_version = ?, protocol = ?
+		WHERE id = ?`,
+		at.at, e.Address, e.AgentVersion, e.Protocol, string(id))
+}
+
+func (w *writer) deviceLost(at now, id events.DeviceID, e events.DeviceLost) error {
+	since := micros(e.Since)
+	if since == nil {
+		since = at.at
+	}
+	return w.exec(`UPDATE devices SET connection = 'lost', connection_since = ?, lost_reason = ? WHERE id = ?`,
+		since, e.Reason, string(id))
+}
+
+func (w *writer) deviceLabelled(id events.DeviceID, e events.DeviceLabelled) error {
+	labels, err := labelText(e.Labels)
+	if err != nil {
+		return err
+	}
+	if err := w.exec(`UPDATE devices SET labels = ? WHERE id = ?`, labels, string(id)); err != nil {
+		return err
+	}
+	return w.replaceLabels(id, e.Labels)
+}
+
+func (w *writer) replaceLabels(id events.DeviceID, labels map[string]string) error {
+	if err := w.exec(`DELETE FROM device_labels WHERE device = ?`, string(id)); err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if err := w.exec(`
+			INSERT INTO device_labels (device, key, value, name_key)
+			SELECT id, ?, ?, name_key FROM devices WHERE id = ?`,
+			key, labels[key], string(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) deviceRenamed(id events.DeviceID, e events.DeviceRenamed) error {
+	key := fold(e.Name)
+	if err := w.exec(`UPDATE devices SET name = ?, name_key = ? WHERE id = ?`, e.Name, key, string(id)); err != nil {
+		return err
+	}
+	return w.exec(`UPDATE device_labels SET name_key = ? WHERE device = ?`, key, string(id))
+}
+
+// deviceRetired also forgets the device's virtual machines: nobody reports
+// them any more, and a list must not show them for ever.
+func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetired) error {
+	if err := w.exec(`UPDATE devices SET trust = 'retired', retired_at = ?, retired_by = ?, retired_reason = ? WHERE id = ?`,
+		at.at, at.actor, e.Reason, string(id)); err != nil {
+		return err
+	}
+	return w.exec(`DELETE FROM vms WHERE device = ?`, string(id))
+}
+
+func (w *writer) deviceRevision(at now, id events.DeviceID) error {
+	return w.exec(`UPDATE devices SET revision = ?, changed_position = ?, changed_at = ? WHERE id = ?`,
+		at.position, at.position, at.at, string(id))
+}
+
+const deviceColumns = `
+	SELECT d.id, d.name, d.name_key, d.labels, d.trust, d.connection, d.connection_since, d.lost_reason,
+		d.address, d.protocol, d.agent_version, d.key_hash, d.cert_serial, d.cert_not_after, d.join_token,
+		d.registered_at, d.approved_at, d.approved_by, d.approval, d.retired_at, d.retired_by, d.retired_reason,
+		d.condition, d.condition_message, d.condition_since, d.inventory_hash, d.inventory_synced_at,
+		d.revision, d.changed_position, d.changed_at,
+		d.host_at, d.host_name, d.vendor, d.model, d.serial, d.uuid, d.product, d.version, d.build,
+		d.cpu_model, d.cpu_sockets, d.cpu_cores, d.cpu_threads, d.cpu_mhz, d.memory_mib, d.boot_time, d.maintenance,
+		d.license_name, d.license_edition, d.license_expires, d.license_writable, d.license_reason,
+		d.datastores, d.networks,
+		(SELECT count(*) FROM vms v WHERE v.device = d.id),
+		(SELECT count(*) FROM vms v WHERE v.device = d.id AND v.power = 'on')`
+
+// deviceRow is a device with the key that lists are sorted by.
+type deviceRow struct {
+	Device
+	nameKey string
+}
+
+func scanDevice(rows *sql.Rows) (deviceRow, error) {
+	var d deviceRow
+	var h events.Host
+	err := rows.Scan(&d.ID, &d.Name, &d.nameKey, listed{&d.Labels}, &d.Trust, &d.Connection, instant{&d.ConnectionSince}, &d.LostReason,
+		&d.Address, &d.Protocol, &d.AgentVersion, &d.KeyHash, &d.CertSerial, instant{&d.CertNotAfter}, &d.JoinToken,
+		instant{&d.RegisteredAt}, instant{&d.ApprovedAt}, &d.ApprovedBy, &d.Approval, instant{&d.RetiredAt}, &d.RetiredBy, &d.RetiredReason,
+		&d.Condition, &d.ConditionMessage, instant{&d.ConditionSince}, &d.InventoryHash, instant{&d.InventorySyncedAt},
+		&d.Revision, &d.ChangedPosition, instant{&d.ChangedAt},
+		instant{&d.HostAt}, &h.Name, &h.Vendor, &h.Model, &h.Serial, &h.UUID, &h.Product, &h.Version, &h.Build,
+		&h.CPUModel, &h.CPUSockets, &h.CPUCores, &h.CPUThreads, &h.CPUMHz, &h.MemoryMiB, instant{&h.BootTime}, &h.Maintenance,
+		&h.License.Name, &h.License.Edition, instant{&h.License.Expires}, &h.License.Writable, &h.License.Reason,
+		listed{&h.Datastores}, listed{&h.Networks},
+		&d.VMs, &d.VMsOn)
+	if !d.HostAt.IsZero() {
+		d.Host = &h
+	}
+	return d, err
+}
+
+// query builds the list's SELECT. The index that drives it is named, so that
+// its order never depends on what the planner guesses: it yields rows in the
+// list's order, and the rest are conditions on them.
+func (f DeviceFilter) query() (query, error) {
+	if err := checkText(f.Text); err != nil {
+		return query{}, err
+	}
+	var q query
+	key, id := "d.name_key", "d.id"
+	sel := f.Selector
+	switch f.Sort {
+	case SortID:
+		q.from = deviceColumns + " FROM devices d INDEXED BY sqlite_autoindex_devices_1"
+	case SortName, "":
+		if r, rest, ok := sel.takeEqual(); ok {
+			sel = rest
+			key, id = "l.name_key", "l.device"
+			q.from = deviceColumns + ` FROM device_labels l INDEXED BY device_labels_by_value
+				CROSS JOIN devices d ON d.id = l.device`
+			q.and("l.key = ? AND l.value = ?", r.key, r.values[0])
+			break
+		}
+		q.from = deviceColumns + " FROM devices d INDEXED BY " + f.index()
+	default:
+		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
+	}
+	in(&q, "d.trust", f.Trust)
+	in(&q, "d.connection", f.Connection)
+	in(&q, "d.condition", f.Condition)
+	if f.Version != "" {
+		q.and("d.version = ?", f.Version)
+	}
+	sel.where(&q, "d.id")
+	if f.Text != "" {
+		text := fold(f.Text)
+		q.and("(instr(d.name_key, ?) OR instr(d.host_key, ?) OR instr(d.id, ?))", text, text, text)
+	}
+	if f.Sort == SortID {
+		q.tail = "ORDER BY d.id"
+		if f.Cursor != "" {
+			var after string
+			if err := decodeCursor(f.Cursor, "device-id", &after); err != nil {
+				return query{}, err
+			}
+			q.and("d.id > ?", after)
+		}
+		return q, nil
+	}
+	q.tail = "ORDER BY " + key + ", " + id
+	if f.Cursor != "" {
+		var afterName, afterID string
+		if err := decodeCursor(f.Cursor, "device-name", &afterName, &afterID); err != nil {
+			return query{}, err
+		}
+		q.and("("+key+", "+id+") > (?, ?)", afterName, afterID)
+	}
+	return q, nil
+}
+
+// index is the one that leaves the fewest rows to look at, as far as that can
+// be told from the filter alone.
+func (f DeviceFilter) index() string {
+	switch {
+	case f.Version != "":
+		return "devices_by_version"
+	case len(f.Condition) == 1:
+		return "devices_by_condition"
+	case len(f.Connection) == 1:
+		return "devices_by_connection"
+	case len(f.Trust) == 1:
+		return "devices_by_trust"
+	}
+	return "devices_by_name"
+}
+
+// Devices returns a page of the devices that the filter selects.
+func (d *DB) Devices(ctx context.Context, f DeviceFilter) (Page[Device], error) {
+	limit, err := f.limit()
+	if err != nil {
+		return Page[Device]{}, fmt.Errorf("list devices: %w", err)
+	}
+	q, err := f.query()
+	if err != nil {
+		return Page[Device]{}, fmt.Errorf("list devices: %w", err)
+	}
+	p, err := page(ctx, d, q, limit, scanDevice, func(r deviceRow) string {
+		if f.Sort == SortID {
+			return encodeCursor("device-id", r.ID)
+		}
+		return encodeCursor("device-name", r.nameKey, r.ID)
+	})
+	if err != nil {
+		return Page[Device]{}, fmt.Errorf("list devices: %w", err)
+	}
+	return Page[Device]{Items: plainDevices(p.Items), Next: p.Next, Position: p.Position}, nil
+}
+
+func plainDevices(rows []deviceRow) []Device {
+	items := make([]Device, len(rows))
+	for i, r := range rows {
+		items[i] = r.Device
+	}
+	return items
+}
+
+// Device returns one device, or ErrNotFound.
+func (d *DB) Device(ctx context.Context, id events.DeviceID) (Device, error) {
+	r, err := one(ctx, d, deviceColumns+" FROM devices d WHERE d.id = ?", []any{string(id)}, scanDevice)
+	if err != nil {
+		return Device{}, fmt.Errorf("device %q: %w", id, err)
+	}
+	return r.Device, nil
+}
+
+// maxMatches bounds what DevicesNamed and VMsNamed return.
+const maxMatches = 20
+
+// minPrefix is how many characters of an id are enough to look for it.
+const minPrefix = 4
+
+// DevicesNamed returns what a person may mean by a word: the device with that
+// id, else those with that name in whatever case, else those whose id begins
+// with it (from 4 characters on). At most 20, in the order of names; none is
+// no error.
+func (d *DB) DevicesNamed(ctx context.Context, word string) ([]Device, error) {
+	var rows []deviceRow
+	err := d.read(func(db *sql.DB) (err error) {
+		for _, step := range []struct {
+			skip bool
+			cond string
+			args []any
+		}{
+			{false, "d.id = ?", []any{word}},
+			{word == "", "d.name_key = ?", []any{fold(word)}},
+			{len(word) < minPrefix, "d.id >= ? AND d.id < ?", []any{fold(word), fold(word) + "\x7f"}},
+		} {
+			if step.skip {
+				continue
+			}
+			text := deviceColumns + " FROM devices d WHERE " + step.cond + " ORDER BY d.name_key, d.id LIMIT ?"
+			rows, err = collect(ctx, db, text, append(step.args, maxMatches), scanDevice)
+			if err != nil || len(rows) > 0 {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find device %q: %w", word, err)
+	}
+	return plainDevices(rows), nil
+}
+
+// ConnectedDevices returns the ids of the devices that are connected, sorted.
+func (d *DB) ConnectedDevices(ctx context.Context) ([]events.DeviceID, error) {
+	var ids []events.DeviceID
+	err := d.read(func(db *sql.DB) (err error) {
+		ids, err = collect(ctx, db, "SELECT id FROM devices WHERE connection = 'connected' ORDER BY id", nil,
+			func(rows *sql.Rows) (id events.DeviceID, err error) {
+				return id, rows.Scan(&id)
+			})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list connected devices: %w", err)
+	}
+	return ids, nil
+}
