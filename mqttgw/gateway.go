@@ -1,0 +1,289 @@
+package mqttgw
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pallas/commands"
+	"pallas/events"
+	"pallas/mqttgw/wire"
+)
+
+// Presence hears which devices have a session. Calls for one device come in
+// order and alternate: Connected, Disconnected, Connected… A takeover is a
+// Disconnected of the old session and then a Connected of the new one. The
+// methods must not block.
+type Presence interface {
+	Connected(device events.DeviceID, s commands.Session)
+	Disconnected(device events.DeviceID, s commands.Session, reason string)
+}
+
+// Config configures a [Gateway].
+type Config struct {
+	// Broker must have been started before Run.
+	Broker   *Broker
+	Commands *commands.Dispatcher
+	// Presence may be nil.
+	Presence Presence
+	// Settings are given to devices; zero fields get defaults.
+	Settings wire.Settings
+	// ReceiptDelay is how old a written report must be before the device may
+	// forget it: at least the broker's Sync for a promise that outlives a
+	// power cut. 0 means at once.
+	ReceiptDelay time.Duration
+	// Rate and Burst bound what one device may send, in packets per second
+	// (each 4 KiB of a packet count as another). What is beyond is dropped;
+	// the device sends it again. 0 means 200 and 1,000.
+	Rate  float64
+	Burst int
+	// Workers is the number of devices served at the same time; 0 means 16.
+	Workers int
+	Log     *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Registerer receives the metrics; may be nil.
+	Registerer prometheus.Registerer
+}
+
+const (
+	// shardQueue is how many packets wait for one worker, sessionQueue how
+	// many of them may be one device's.
+	shardQueue   = 1024
+	sessionQueue = 32
+	// maxQueuedBytes bounds all waiting packets together.
+	maxQueuedBytes = 256 << 20
+	// receiptTick is how often receipts are looked for.
+	receiptTick = 100 * time.Millisecond
+	// reconcileEvery is how often the sessions are compared with the broker's
+	// connections: its events may be lost.
+	reconcileEvery = time.Minute
+	// floodKick is how many packets beyond the rate cost a device its session.
+	floodKick = 20_000
+)
+
+// Gateway stands between devices and the write side.
+type Gateway struct {
+	broker   *Broker
+	commands *commands.Dispatcher
+	presence Presence
+	cfg      Config
+	log      *slog.Logger
+	now      func() time.Time
+
+	seed        maphash.Seed
+	shards      []*shard
+	queuedBytes atomic.Int64
+	// devices is the connection that packets go through; set by Run.
+	devices atomic.Pointer[nats.Conn]
+
+	reports  prometheus.Counter
+	receipts prometheus.Counter
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Gateway, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&cfg.Settings.Window, 64)
+	def(&cfg.Settings.KeepAlive, 240)
+	def(&cfg.Settings.Reconcile, 600)
+	def(&cfg.Settings.Resend, 5000)
+	def(&cfg.Burst, 1000)
+	def(&cfg.Workers, 16)
+	if cfg.Rate == 0 {
+		cfg.Rate = 200
+	}
+	switch {
+	case cfg.Broker == nil:
+		return nil, errors.New("gateway: Broker is missing")
+	case cfg.Commands == nil:
+		return nil, errors.New("gateway: Commands is missing")
+	case cfg.ReceiptDelay < 0:
+		return nil, fmt.Errorf("gateway: ReceiptDelay is %v, want 0 or more", cfg.ReceiptDelay)
+	case cfg.Rate < 0 || cfg.Burst < 1 || cfg.Workers < 1:
+		return nil, fmt.Errorf("gateway: Rate %v, Burst %d, Workers %d: want positive numbers", cfg.Rate, cfg.Burst, cfg.Workers)
+	case cfg.Burst < 1+wire.MaxPacket/packetUnit:
+		return nil, fmt.Errorf("gateway: Burst is %d, want at least %d so that the largest packet passes", cfg.Burst, 1+wire.MaxPacket/packetUnit)
+	case cfg.Settings.Window < 1 || cfg.Settings.KeepAlive < 1 || cfg.Settings.Reconcile < 1 || cfg.Settings.Resend < 1:
+		return nil, fmt.Errorf("gateway: Settings %+v: want positive numbers", cfg.Settings)
+	}
+	g := &Gateway{
+		broker: cfg.Broker, commands: cfg.Commands, presence: cfg.Presence, cfg: cfg, log: cfg.Log, now: cfg.Now,
+		seed: maphash.MakeSeed(),
+		reports: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pallas_device_reports_total", Help: "Reports of devices that were taken, repeats not counted.",
+		}),
+		receipts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pallas_device_receipts_total", Help: "Receipts sent to devices.",
+		}),
+	}
+	for range cfg.Workers {
+		g.shards = append(g.shards, &shard{g: g, sessions: make(map[events.DeviceID]*session), queue: make(chan job, shardQueue)})
+	}
+	if r := cfg.Registerer; r != nil {
+		sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "pallas_device_sessions", Help: "Devices that have a session.",
+		}, func() float64 { return float64(g.Sessions()) })
+		for _, c := range []prometheus.Collector{g.broker.refused, g.reports, g.receipts, sessions} {
+			if err := r.Register(c); err != nil {
+				return nil, fmt.Errorf("gateway: register metrics: %w", err)
+			}
+		}
+	}
+	return g, nil
+}
+
+// Run answers for devices until ctx is done. It opens the broker's door when it
+// can answer and closes it when it returns; connections that exist stay. It may
+// be called once.
+func (g *Gateway) Run(ctx context.Context) error {
+	conns := make([]*nats.Conn, 3)
+	for i, account := range []string{accountAuth, accountDevices, accountSystem} {
+		nc, err := g.broker.connect(account, "gateway")
+		if err != nil {
+			return fmt.Errorf("run gateway: %w", err)
+		}
+		defer nc.Close()
+		conns[i] = nc
+	}
+	auth, devices, system := conns[0], conns[1], conns[2]
+	g.devices.Store(devices)
+
+	work, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	for _, sh := range g.shards {
+		wg.Go(func() { sh.run(work) })
+	}
+	requests := make(chan *nats.Msg, calloutQueue)
+	wg.Go(func() { g.answerCallouts(work, requests) })
+	// Each defer undoes what came before it: nothing is sent on requests any
+	// more when it is closed.
+	var subs []*nats.Subscription
+	defer func() {
+		g.broker.open.Store(false)
+		for _, s := range subs {
+			_ = s.Unsubscribe()
+		}
+		auth.Close()
+		close(requests)
+	}()
+
+	up, err := devices.Subscribe(wire.UpSubjects, func(m *nats.Msg) { g.intake(m.Subject, m.Data) })
+	if err == nil {
+		subs = append(subs, up)
+		err = up.SetPendingLimits(1<<20, maxQueuedBytes)
+	}
+	if err != nil {
+		return fmt.Errorf("run gateway: subscribe to devices: %w", err)
+	}
+	gone, err := system.Subscribe("$SYS.ACCOUNT."+accountDevices+".DISCONNECT", func(m *nats.Msg) { g.disconnected(work, m.Data) })
+	if err == nil {
+		subs = append(subs, gone)
+		err = gone.SetPendingLimits(-1, -1)
+	}
+	if err != nil {
+		return fmt.Errorf("run gateway: subscribe to disconnects: %w", err)
+	}
+	callout, err := auth.ChanQueueSubscribe(calloutSubject, "gateway", requests)
+	if err != nil {
+		return fmt.Errorf("run gateway: subscribe to authorization requests: %w", err)
+	}
+	subs = append(subs, callout)
+	for _, nc := range conns {
+		if err := nc.FlushTimeout(startTimeout); err != nil {
+			return fmt.Errorf("run gateway: %w", err)
+		}
+	}
+	g.reconcile(work)
+	g.broker.open.Store(true)
+	g.log.Info("device door open", "mqtt", g.broker.MQTTAddr())
+
+	ticker := time.NewTicker(reconcileEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			g.log.Info("device door closed")
+			return nil
+		case <-ticker.C:
+			g.reconcile(work)
+		}
+	}
+}
+
+// disconnected is told of each device connection that ended.
+func (g *Gateway) disconnected(ctx context.Context, data []byte) {
+	var ev server.DisconnectEventMsg
+	if err := json.Unmarshal(data, &ev); err != nil {
+		g.log.Warn("unreadable disconnect event", "err", err)
+		return
+	}
+	id, err := events.ParseDeviceID(ev.Client.MQTTClient)
+	if err != nil || ev.Client.ClientType != "mqtt" {
+		return // one of this process's own connections
+	}
+	sh := g.shard(id)
+	_ = sh.do(ctx, func() { sh.endConn(id, ev.Client.ID, ev.Reason) })
+}
+
+// reconcile makes the sessions match the broker's connections.
+func (g *Gateway) reconcile(ctx context.Context) {
+	conns, err := g.broker.deviceConns()
+	if err != nil {
+		g.log.Warn("list device connections", "err", err)
+		return
+	}
+	for _, c := range conns {
+		id, err := events.ParseDeviceID(c.MQTTClient)
+		if err != nil {
+			continue
+		}
+		if g.noteConn(id, c.Cid, c.IP) {
+			g.send(id, wire.Down{Greet: true})
+		}
+	}
+	for _, sh := range g.shards {
+		sh.reconcile(ctx)
+	}
+}
+
+// Sessions returns the number of devices that have a session.
+func (g *Gateway) Sessions() int {
+	n := 0
+	for _, sh := range g.shards {
+		sh.mu.Lock()
+		for _, s := range sh.sessions {
+			if s.greeted {
+				n++
+			}
+		}
+		sh.mu.Unlock()
+	}
+	return n
+}
+
+func (g *Gateway) shard(id events.DeviceID) *shard {
+	return g.shards[maphash.String(g.seed, string(id))%uint64(len(g.shards))]
+}

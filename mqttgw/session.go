@@ -1,0 +1,308 @@
+package mqttgw
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"pallas/commands"
+	"pallas/events"
+	"pallas/mqttgw/wire"
+)
+
+// session is what is known of a device that is connected. There may be 100,000
+// of them: no goroutine, no buffer.
+type session struct {
+	id events.DeviceID
+
+	// Guarded by the shard's mutex.
+	conns   []uint64 // the broker's connections of the device, oldest first
+	address string   // of the newest
+	greeted bool     // a Hello was answered on the connection live.Conn
+	pending bool     // the device waits for approval
+	gone    bool     // no longer in the shard's map
+	live    commands.Session
+	queued  int // packets in the shard's queue
+	limiter rate.Limiter
+	flood   int    // packets beyond the rate
+	reason  string // why the session is being closed, when it is known
+
+	// Used by the shard's worker alone.
+	epoch uint64
+	next  uint64 // the sequence expected next
+	// boundary is Hello.Next while the inventory hash is yet to be compared.
+	boundary uint64
+	hash     []byte
+	open     map[events.TaskID]bool // Hello.Open, until the boundary
+	// mark is the sequence that may be receipted when markAt is old enough; 0
+	// for none. lastAt is when next last moved. waiting says that the session
+	// is in the shard's list of receipts.
+	mark      uint64
+	markAt    time.Time
+	lastAt    time.Time
+	waiting   bool
+	receipted uint64 // the highest sequence receipted in this session
+	resentAt  time.Time
+	resentFor uint64
+	greetAt   time.Time
+	resyncAt  time.Time
+}
+
+// shard holds the sessions of a part of the devices. Its one worker handles
+// their packets in the order of arrival.
+type shard struct {
+	g     *Gateway
+	queue chan job
+
+	mu       sync.Mutex
+	sessions map[events.DeviceID]*session
+
+	receipts []*session // the worker's: sessions with a mark, oldest first
+}
+
+// job is a packet, or something else to do in the worker's order.
+type job struct {
+	s    *session
+	data []byte
+	do   func()
+}
+
+func (sh *shard) run(ctx context.Context) {
+	ticker := time.NewTicker(receiptTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case j := <-sh.queue:
+			if j.do != nil {
+				j.do()
+				continue
+			}
+			sh.taken(j)
+			sh.packet(ctx, j.s, j.data)
+		case <-ticker.C:
+			sh.giveReceipts(sh.g.now())
+		}
+	}
+}
+
+// taken notes that a packet is no longer in the queue.
+func (sh *shard) taken(j job) {
+	sh.mu.Lock()
+	j.s.queued--
+	sh.mu.Unlock()
+	sh.g.queuedBytes.Add(-int64(len(j.data)))
+}
+
+// do runs f in the worker's order. It returns when f is in line.
+func (sh *shard) do(ctx context.Context, f func()) error {
+	select {
+	case sh.queue <- job{do: f}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// noteConn adds a connection to the device's session, and makes one if there is
+// none. It says whether the connection was news.
+func (g *Gateway) noteConn(id events.DeviceID, conn uint64, address string) bool {
+	sh := g.shard(id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	s := sh.sessions[id]
+	if s == nil {
+		s = &session{id: id}
+		s.limiter.SetLimit(rate.Limit(g.cfg.Rate))
+		s.limiter.SetBurst(g.cfg.Burst)
+		sh.sessions[id] = s
+	}
+	if slices.Contains(s.conns, conn) {
+		return false
+	}
+	s.conns, s.address = append(s.conns, conn), address
+	return true
+}
+
+// dropConn takes back noteConn for a connection that was refused.
+func (g *Gateway) dropConn(id events.DeviceID, conn uint64) {
+	sh := g.shard(id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.remove(id, conn)
+}
+
+// remove forgets a connection, and the session with its last one. The shard's
+// mutex is held.
+func (sh *shard) remove(id events.DeviceID, conn uint64) *session {
+	s := sh.sessions[id]
+	if s == nil {
+		return nil
+	}
+	s.conns = slices.DeleteFunc(s.conns, func(c uint64) bool { return c == conn })
+	if len(s.conns) == 0 {
+		s.gone = true
+		delete(sh.sessions, id)
+	}
+	return s
+}
+
+// endConn handles the end of a connection. It runs in the worker, as greet
+// does, so that Presence hears of both in order.
+func (sh *shard) endConn(id events.DeviceID, conn uint64, reason string) {
+	sh.mu.Lock()
+	s := sh.remove(id, conn)
+	ended := s != nil && s.greeted && s.live.Conn == conn
+	var live commands.Session
+	if ended {
+		s.greeted, live = false, s.live
+		if s.reason != "" {
+			reason, s.reason = s.reason, ""
+		}
+	}
+	sh.mu.Unlock()
+	if ended {
+		sh.g.log.Debug("session ended", "device", id, "conn", conn, "reason", reason)
+		sh.tellDisconnected(id, live, reason)
+	}
+}
+
+// begin notes that the device greeted: on its newest connection, since a
+// packet does not say which it came on. It is false when the device has no
+// connection any more.
+func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now time.Time) bool {
+	sh.mu.Lock()
+	if s.gone {
+		sh.mu.Unlock()
+		return false
+	}
+	old, had := s.live, s.greeted
+	s.live = commands.Session{
+		Conn: s.conns[len(s.conns)-1], Address: s.address, AgentVersion: agent, Protocol: protocol, At: now,
+	}
+	s.greeted, s.pending = true, pending
+	live := s.live
+	sh.mu.Unlock()
+	same := had && old.Conn == live.Conn
+	if had && !same {
+		sh.tellDisconnected(s.id, old, "taken over by another connection of the device")
+	}
+	if !same {
+		sh.g.log.Debug("session began", "device", s.id, "conn", live.Conn, "address", live.Address, "agent", agent)
+		if p := sh.g.presence; p != nil {
+			p.Connected(s.id, live)
+		}
+	}
+	return true
+}
+
+func (sh *shard) tellDisconnected(id events.DeviceID, s commands.Session, reason string) {
+	if p := sh.g.presence; p != nil {
+		p.Disconnected(id, s, reason)
+	}
+}
+
+// reconcile ends connections that the broker does not have any more, and looks
+// at pending devices again.
+func (sh *shard) reconcile(ctx context.Context) {
+	type dead struct {
+		id   events.DeviceID
+		conn uint64
+	}
+	var ends []dead
+	var pending []events.DeviceID
+	sh.mu.Lock()
+	for id, s := range sh.sessions {
+		for _, c := range s.conns {
+			if !sh.g.broker.alive(c) {
+				ends = append(ends, dead{id, c})
+			}
+		}
+		if s.greeted && s.pending {
+			pending = append(pending, id)
+		}
+	}
+	sh.mu.Unlock()
+	for _, d := range ends {
+		_ = sh.do(ctx, func() { sh.endConn(d.id, d.conn, "connection is gone") })
+	}
+	for _, id := range pending {
+		_ = sh.do(ctx, func() {
+			if err := sh.refresh(ctx, id); err != nil && ctx.Err() == nil {
+				sh.g.log.Warn("look at a pending device", "device", id, "err", err)
+			}
+		})
+	}
+}
+
+// state returns the session's flags.
+func (sh *shard) state(s *session) (greeted, pending bool, address string) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return s.greeted && !s.gone, s.pending, s.address
+}
+
+// session returns the device's session if it greeted.
+func (sh *shard) session(id events.DeviceID) (s *session, pending bool) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if s = sh.sessions[id]; s == nil || !s.greeted {
+		return nil, false
+	}
+	return s, s.pending
+}
+
+// giveReceipts sends the receipts that are due.
+func (sh *shard) giveReceipts(now time.Time) {
+	for len(sh.receipts) > 0 {
+		s := sh.receipts[0]
+		if s.mark != 0 && now.Sub(s.markAt) < sh.g.cfg.ReceiptDelay {
+			return
+		}
+		sh.receipts = sh.receipts[1:]
+		s.waiting = false
+		greeted, _, _ := sh.state(s)
+		if s.mark == 0 || !greeted {
+			continue
+		}
+		sh.receipt(s, s.mark)
+		s.mark = 0
+		if s.next-1 > s.receipted {
+			sh.await(s, s.lastAt)
+		}
+	}
+}
+
+// covered notes that everything before s.next is in the log since now.
+func (sh *shard) covered(s *session, now time.Time) {
+	s.lastAt = now
+	if sh.g.cfg.ReceiptDelay == 0 {
+		sh.receipt(s, s.next-1)
+		return
+	}
+	sh.await(s, now)
+}
+
+func (sh *shard) await(s *session, at time.Time) {
+	if s.mark == 0 {
+		s.mark, s.markAt = s.next-1, at
+	}
+	if !s.waiting {
+		s.waiting = true
+		sh.receipts = append(sh.receipts, s)
+	}
+}
+
+// receipt lets the device forget everything up to seq.
+func (sh *shard) receipt(s *session, seq uint64) {
+	if seq == 0 {
+		return
+	}
+	s.receipted = seq
+	sh.g.receipts.Inc()
+	sh.g.send(s.id, wire.Down{Receipt: &wire.Receipt{Epoch: s.epoch, Seq: seq}})
+}
