@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -54,7 +56,10 @@ func DecodeUp(b []byte) (Up, error) {
 	if err := decode(b, &u); err != nil {
 		return Up{}, err
 	}
-	return u, u.validate()
+	if err := u.validate(); err != nil {
+		return Up{}, err
+	}
+	return u, nil
 }
 
 // DecodeDown is DecodeUp for the other direction.
@@ -63,7 +68,10 @@ func DecodeDown(b []byte) (Down, error) {
 	if err := decode(b, &d); err != nil {
 		return Down{}, err
 	}
-	return d, d.validate()
+	if err := d.validate(); err != nil {
+		return Down{}, err
+	}
+	return d, nil
 }
 
 func encode(v any) ([]byte, error) {
@@ -81,10 +89,48 @@ func decode(b []byte, v any) error {
 	if len(b) > MaxPacket {
 		return fmt.Errorf("%d bytes, at most %d: %w", len(b), MaxPacket, ErrTooLarge)
 	}
-	if err := decMode.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	err := decMode.Unmarshal(b, v)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// A later version may have changed a field's type; then the version is
+	// what to complain about.
+	var head struct {
+		Version int `cbor:"1,keyasint"`
+	}
+	if decMode.Unmarshal(b, &head) == nil && head.Version > Version {
+		return fmt.Errorf("version %d, served are 1 to %d: %w", head.Version, Version, ErrVersion)
+	}
+	return fmt.Errorf("%w: %w", ErrMalformed, err)
+}
+
+// tidy puts a decoded time into UTC and drops what the floating-point number
+// on the wire invents below a microsecond. It says whether the year is one
+// that every other format can write: a device may claim any number of seconds.
+func tidy(t *time.Time) bool {
+	*t = t.UTC().Round(time.Microsecond)
+	return t.Year() >= 1 && t.Year() <= 9999
+}
+
+// validUnix is the same judgement on Unix seconds; 0 means unknown or never.
+func validUnix(s int64) bool { return s >= 0 && s <= maxUnix }
+
+const maxUnix = 253402300799 // 9999-12-31T23:59:59Z
+
+// Clip returns s fit for a text field: valid UTF-8 and at most MaxText bytes.
+// A packet with a text beyond that is refused as a whole, however often it is
+// sent, so whatever comes from a host goes through here first.
+func Clip(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= MaxText {
+		return s
+	}
+	const mark = "…"
+	end := MaxText - len(mark)
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + mark
 }
 
 // HashInventory returns the hash of a complete inventory: the first 16 bytes

@@ -25,14 +25,23 @@ func (u Up) validate() error {
 			return fmt.Errorf("inventory hash of %d bytes, want %d: %w", len(h.Inventory), HashSize, ErrMalformed)
 		case len(h.Agent) > MaxText || len(h.Open) > MaxItems:
 			return fmt.Errorf("hello: %w", ErrTooLarge)
+		case !tidy(&h.Time):
+			return fmt.Errorf("hello: time beyond year 9999: %w", ErrMalformed)
 		}
 	}
-	for i, r := range u.Reports {
+	if u.Bye != nil && len(u.Bye.Reason) > MaxText {
+		return fmt.Errorf("bye: %w", ErrTooLarge)
+	}
+	for i := range u.Reports {
+		r := &u.Reports[i]
 		if r.Seq == 0 || r.Seq >= 1<<53 || (i > 0 && r.Seq != u.Reports[i-1].Seq+1) {
 			return fmt.Errorf("report %d has sequence %d, want consecutive from 1: %w", i, r.Seq, ErrMalformed)
 		}
 		if n := r.parts(); n > 1 {
 			return fmt.Errorf("report %d has %d parts, want one: %w", r.Seq, n, ErrMalformed)
+		}
+		if !tidy(&r.Time) {
+			return fmt.Errorf("report %d: time beyond year 9999: %w", r.Seq, ErrMalformed)
 		}
 		if err := r.limits(); err != nil {
 			return fmt.Errorf("report %d: %w", r.Seq, err)
@@ -48,10 +57,25 @@ func (d Down) validate() error {
 	if len(d.Tasks) > MaxTasks || len(d.Cancels) > MaxItems {
 		return fmt.Errorf("%d tasks, %d cancels: %w", len(d.Tasks), len(d.Cancels), ErrTooLarge)
 	}
+	if d.Welcome != nil && !tidy(&d.Welcome.Time) {
+		return fmt.Errorf("welcome: time beyond year 9999: %w", ErrMalformed)
+	}
+	for i := range d.Tasks {
+		t := &d.Tasks[i]
+		if len(t.Kind) > MaxText || len(t.VM) > MaxText {
+			return fmt.Errorf("task %s: %w", t.ID, ErrTooLarge)
+		}
+		if !tidy(&t.Deadline) {
+			return fmt.Errorf("task %s: deadline beyond year 9999: %w", t.ID, ErrMalformed)
+		}
+	}
+	if d.Error != nil && (len(d.Error.Code) > MaxText || len(d.Error.Message) > MaxText) {
+		return fmt.Errorf("error: %w", ErrTooLarge)
+	}
 	return nil
 }
 
-func (r Report) parts() (n int) {
+func (r *Report) parts() (n int) {
 	for _, set := range []bool{
 		r.Host != nil, r.Condition != nil, r.VM != nil, r.VMPatch != nil,
 		r.VMGone != nil, r.Inventory != nil, r.Task != nil,
@@ -65,7 +89,7 @@ func (r Report) parts() (n int) {
 
 // limits checks the sizes of texts and lists. What the values mean is for the
 // receiver to judge.
-func (r Report) limits() error {
+func (r *Report) limits() error {
 	var c check
 	switch {
 	case r.Host != nil:
@@ -80,6 +104,7 @@ func (r Report) limits() error {
 		for _, n := range h.Networks {
 			c.text(n.ID, n.Name)
 		}
+		c.unix(h.BootTime, h.License.Expires)
 	case r.Condition != nil:
 		c.text(r.Condition.Condition, r.Condition.Message)
 	case r.VM != nil:
@@ -100,22 +125,33 @@ func (r Report) limits() error {
 	if c.over {
 		return fmt.Errorf("a text or a list is too long: %w", ErrTooLarge)
 	}
+	if c.undated {
+		return fmt.Errorf("a time is before 1970 or beyond year 9999: %w", ErrMalformed)
+	}
 	return nil
 }
 
-type check struct{ over bool }
+type check struct{ over, undated bool }
 
 func (c *check) text(ss ...string) {
 	for _, s := range ss {
 		c.over = c.over || len(s) > MaxText
 	}
 }
+
+func (c *check) unix(ss ...int64) {
+	for _, s := range ss {
+		c.undated = c.undated || !validUnix(s)
+	}
+}
+
 func (c *check) list(n, limit int) { c.over = c.over || n > limit }
 
 func (c *check) vm(v VM) {
 	c.text(v.ID, v.Name, v.Power, v.GuestID, v.GuestName, v.Hostname, v.Tools)
 	c.list(len(v.IPs), MaxItems)
 	c.text(v.IPs...)
+	c.unix(v.BootTime)
 	c.list(len(v.Disks), MaxItems)
 	c.list(len(v.NICs), MaxItems)
 	for _, d := range v.Disks {

@@ -23,90 +23,90 @@ const (
 
 // Up is a packet from a device. Any combination of its parts may be present.
 type Up struct {
-	Version int      `cbor:"1,keyasint"`
-	Hello   *Hello   `cbor:"2,keyasint,omitempty"`
-	Epoch   uint64   `cbor:"3,keyasint,omitempty"` // of Reports
-	Reports []Report `cbor:"4,keyasint,omitempty"` // consecutive sequences
-	Bye     *Bye     `cbor:"5,keyasint,omitempty"`
+	Version int      `cbor:"1,keyasint" json:"version"`
+	Hello   *Hello   `cbor:"2,keyasint,omitempty" json:"hello"`
+	Epoch   uint64   `cbor:"3,keyasint,omitempty" json:"epoch"`   // of Reports
+	Reports []Report `cbor:"4,keyasint,omitempty" json:"reports"` // consecutive sequences
+	Bye     *Bye     `cbor:"5,keyasint,omitempty" json:"bye"`
 }
 
 // Down is a packet to a device.
 type Down struct {
-	Version int         `cbor:"1,keyasint"`
-	Welcome *Welcome    `cbor:"2,keyasint,omitempty"`
-	Receipt *Receipt    `cbor:"3,keyasint,omitempty"`
-	Tasks   []Task      `cbor:"4,keyasint,omitempty"`
-	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty"` // tasks not to begin
-	Resend  *Resend     `cbor:"6,keyasint,omitempty"`
+	Version int         `cbor:"1,keyasint" json:"version"`
+	Welcome *Welcome    `cbor:"2,keyasint,omitempty" json:"welcome"`
+	Receipt *Receipt    `cbor:"3,keyasint,omitempty" json:"receipt"`
+	Tasks   []Task      `cbor:"4,keyasint,omitempty" json:"tasks"`
+	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty" json:"cancels"` // tasks not to begin
+	Resend  *Resend     `cbor:"6,keyasint,omitempty" json:"resend"`
 	// Resync asks for a complete inventory.
-	Resync bool   `cbor:"7,keyasint,omitempty"`
-	Error  *Error `cbor:"8,keyasint,omitempty"`
+	Resync bool   `cbor:"7,keyasint,omitempty" json:"resync"`
+	Error  *Error `cbor:"8,keyasint,omitempty" json:"error"`
 	// Greet asks the device for a Hello: the manager does not know the session.
-	Greet bool `cbor:"9,keyasint,omitempty"`
+	Greet bool `cbor:"9,keyasint,omitempty" json:"greet"`
 }
 
 // Hello opens a session. A device sends it after each subscription, and again
 // when a Down asks it to greet.
 type Hello struct {
-	Agent string `cbor:"1,keyasint"` // agent version
-	Epoch uint64 `cbor:"2,keyasint"` // of the outbox, below 2^53
+	Agent string `cbor:"1,keyasint" json:"agent"` // agent version
+	Epoch uint64 `cbor:"2,keyasint" json:"epoch"` // of the outbox, below 2^53
 	// First is the sequence of the oldest report without a receipt, or the
 	// next one to be made when there is none. All before it are receipted.
-	First uint64 `cbor:"3,keyasint"`
+	First uint64 `cbor:"3,keyasint" json:"first"`
 	// Next is the sequence of the next report to be made: First when every
 	// report is receipted.
-	Next uint64 `cbor:"7,keyasint"`
+	Next uint64 `cbor:"7,keyasint" json:"next"`
 	// Inventory is the hash of the inventory that results once every report
 	// before Next is applied; empty when the device has none yet.
-	Inventory []byte `cbor:"4,keyasint,omitempty"`
+	Inventory []byte `cbor:"4,keyasint,omitempty" json:"inventory"`
 	// Time is the device's clock.
-	Time time.Time `cbor:"5,keyasint"`
+	Time time.Time `cbor:"5,keyasint" json:"time"`
 	// Open is the tasks in the device's journal that have not ended there.
-	Open []uuid.UUID `cbor:"6,keyasint,omitempty"`
+	Open []uuid.UUID `cbor:"6,keyasint,omitempty" json:"open"`
 }
 
 // Bye says that the device is about to close the session on purpose.
 type Bye struct {
-	Reason string `cbor:"1,keyasint,omitempty"`
+	Reason string `cbor:"1,keyasint,omitempty" json:"reason"`
 }
 
 // Welcome answers a Hello.
 type Welcome struct {
 	// Time is the manager's clock.
-	Time time.Time `cbor:"1,keyasint"`
+	Time time.Time `cbor:"1,keyasint" json:"time"`
 	// Next is the sequence the manager expects next: all before it need not be
 	// sent. They are not receipted by this.
-	Next     uint64   `cbor:"2,keyasint"`
-	Settings Settings `cbor:"3,keyasint"`
+	Next     uint64   `cbor:"2,keyasint" json:"next"`
+	Settings Settings `cbor:"3,keyasint" json:"settings"`
 	// Pending says that the device waits for approval: it keeps the session
 	// and sends no reports until another Welcome.
-	Pending bool `cbor:"4,keyasint,omitempty"`
+	Pending bool `cbor:"4,keyasint,omitempty" json:"pending"`
 }
 
 // Settings govern a session.
 type Settings struct {
 	// Window is the number of reports that may be without a receipt.
-	Window int `cbor:"1,keyasint"`
+	Window int `cbor:"1,keyasint" json:"window"`
 	// KeepAlive is for the next connection, in seconds.
-	KeepAlive int `cbor:"2,keyasint"`
+	KeepAlive int `cbor:"2,keyasint" json:"keepAlive"`
 	// Reconcile is the interval of a full comparison with the host, in seconds.
-	Reconcile int `cbor:"3,keyasint"`
+	Reconcile int `cbor:"3,keyasint" json:"reconcile"`
 	// Resend is how long to wait for a receipt before sending again, in
 	// milliseconds. It doubles with each repeat, up to 60 s.
-	Resend int `cbor:"4,keyasint"`
+	Resend int `cbor:"4,keyasint" json:"resend"`
 }
 
 // Receipt says that every report up to Seq is in the log and durable. The
 // device may forget them.
 type Receipt struct {
-	Epoch uint64 `cbor:"1,keyasint"`
-	Seq   uint64 `cbor:"2,keyasint"`
+	Epoch uint64 `cbor:"1,keyasint" json:"epoch"`
+	Seq   uint64 `cbor:"2,keyasint" json:"seq"`
 }
 
 // Resend asks for the reports from Seq on: the manager saw a gap.
 type Resend struct {
-	Epoch uint64 `cbor:"1,keyasint"`
-	Seq   uint64 `cbor:"2,keyasint"`
+	Epoch uint64 `cbor:"1,keyasint" json:"epoch"`
+	Seq   uint64 `cbor:"2,keyasint" json:"seq"`
 }
 
 // Error codes of [Error].
@@ -121,25 +121,25 @@ const (
 
 // Error tells the device that something it sent was refused.
 type Error struct {
-	Code    string `cbor:"1,keyasint"`
-	Message string `cbor:"2,keyasint"`
+	Code    string `cbor:"1,keyasint" json:"code"`
+	Message string `cbor:"2,keyasint" json:"message"`
 	// Seq is the report it speaks of, 0 for none.
-	Seq uint64 `cbor:"3,keyasint,omitempty"`
+	Seq uint64 `cbor:"3,keyasint,omitempty" json:"seq"`
 }
 
 // Report is one numbered fact. Exactly one of its parts is set; none means a
 // kind that this build does not know.
 type Report struct {
-	Seq  uint64    `cbor:"1,keyasint"`
-	Time time.Time `cbor:"2,keyasint"` // device clock, corrected by the manager's
+	Seq  uint64    `cbor:"1,keyasint" json:"seq"`
+	Time time.Time `cbor:"2,keyasint" json:"time"` // device clock, corrected by the manager's
 
-	Host      *Host      `cbor:"3,keyasint,omitempty"`
-	Condition *Condition `cbor:"4,keyasint,omitempty"`
-	VM        *VM        `cbor:"5,keyasint,omitempty"` // complete
-	VMPatch   *VMPatch   `cbor:"6,keyasint,omitempty"` // changed fields
-	VMGone    *VMGone    `cbor:"7,keyasint,omitempty"`
-	Inventory *Inventory `cbor:"8,keyasint,omitempty"`
-	Task      *TaskState `cbor:"9,keyasint,omitempty"`
+	Host      *Host      `cbor:"3,keyasint,omitempty" json:"host"`
+	Condition *Condition `cbor:"4,keyasint,omitempty" json:"condition"`
+	VM        *VM        `cbor:"5,keyasint,omitempty" json:"vm"`      // complete
+	VMPatch   *VMPatch   `cbor:"6,keyasint,omitempty" json:"vmPatch"` // changed fields
+	VMGone    *VMGone    `cbor:"7,keyasint,omitempty" json:"vmGone"`
+	Inventory *Inventory `cbor:"8,keyasint,omitempty" json:"inventory"`
+	Task      *TaskState `cbor:"9,keyasint,omitempty" json:"task"`
 }
 
 // Known says whether the report is of a kind that this build knows.
@@ -151,13 +151,13 @@ func (r Report) Known() bool {
 // Inventory ends a complete inventory: the reports before it held the host and
 // every virtual machine; whatever is not in VMs is gone.
 type Inventory struct {
-	VMs  []string `cbor:"1,keyasint,omitempty"` // ids, sorted
-	Hash []byte   `cbor:"2,keyasint"`
+	VMs  []string `cbor:"1,keyasint,omitempty" json:"vms"` // ids, sorted
+	Hash []byte   `cbor:"2,keyasint" json:"hash"`
 }
 
 // VMGone says that a virtual machine is no longer on the host.
 type VMGone struct {
-	ID string `cbor:"1,keyasint"`
+	ID string `cbor:"1,keyasint" json:"id"`
 }
 
 // Conditions of a host, as the agent sees it.
@@ -170,18 +170,18 @@ const (
 
 // Condition says how well the agent can manage its host.
 type Condition struct {
-	Condition string `cbor:"1,keyasint"`
-	Message   string `cbor:"2,keyasint,omitempty"`
+	Condition string `cbor:"1,keyasint" json:"condition"`
+	Message   string `cbor:"2,keyasint,omitempty" json:"message"`
 }
 
 // Task is work for the device.
 type Task struct {
-	ID   uuid.UUID `cbor:"1,keyasint"`
-	Kind string    `cbor:"2,keyasint"`
-	VM   string    `cbor:"3,keyasint,omitempty"`
+	ID   uuid.UUID `cbor:"1,keyasint" json:"id"`
+	Kind string    `cbor:"2,keyasint" json:"kind"`
+	VM   string    `cbor:"3,keyasint,omitempty" json:"vm"`
 	// Deadline is when the task must not begin any more, by the manager's
 	// clock.
-	Deadline time.Time `cbor:"4,keyasint"`
+	Deadline time.Time `cbor:"4,keyasint" json:"deadline"`
 }
 
 // Kinds of task.
@@ -219,9 +219,9 @@ const (
 
 // TaskState reports on a task.
 type TaskState struct {
-	ID      uuid.UUID `cbor:"1,keyasint"`
-	State   string    `cbor:"2,keyasint"`
-	Percent int       `cbor:"3,keyasint,omitempty"`
-	Code    string    `cbor:"4,keyasint,omitempty"`
-	Message string    `cbor:"5,keyasint,omitempty"`
+	ID      uuid.UUID `cbor:"1,keyasint" json:"id"`
+	State   string    `cbor:"2,keyasint" json:"state"`
+	Percent int       `cbor:"3,keyasint,omitempty" json:"percent"`
+	Code    string    `cbor:"4,keyasint,omitempty" json:"code"`
+	Message string    `cbor:"5,keyasint,omitempty" json:"message"`
 }
