@@ -18,7 +18,8 @@ import (
 type Config struct {
 	// Store is the event log. Required.
 	Store events.Store
-	// Now is the clock. Required.
+	// Now is the clock; nil means the system's. It is read once per command, and
+	// only for commands that bring no time of their own.
 	Now func() time.Time
 	// Policy judges every command; nil allows all.
 	Policy Policy
@@ -64,12 +65,13 @@ func New(c Config) (*Dispatcher, error) {
 	switch {
 	case c.Store == nil:
 		return nil, errors.New("commands: Store is missing")
-	case c.Now == nil:
-		return nil, errors.New("commands: Now is missing")
 	case c.CacheSize < 0:
 		return nil, fmt.Errorf("commands: CacheSize %d: want 0 or more", c.CacheSize)
 	case c.CacheSize == 0:
 		c.CacheSize = defaultCacheSize
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

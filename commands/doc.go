@@ -5,7 +5,7 @@
 // the folded states and a command to events, or to an [Error] that names the
 // field or says what the state is. Each state (Device, Inventory, Tasks,
 // JoinToken) is the fold of its aggregate's records by its Evolve method. Time
-// is data: nothing here reads a clock; the dispatcher is given one.
+// is data: only the dispatcher has a clock, and reads it once per command.
 //
 //	command ─► Dispatcher ─► Decide(command, states, now) ─► Store.Append(expected revision)
 //	               ▲                                             │
@@ -22,5 +22,5 @@
 // id, so that the log recognises it.
 //
 // The package imports the standard library, events, and what the dispatcher
-// needs for its cache and metrics; no SQL, no HTTP, no NATS, no clock.
+// needs for its cache and metrics; no SQL, no HTTP, no NATS.
 package commands
