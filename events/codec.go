@@ -11,21 +11,36 @@ import (
 // stored is the JSON form of a decision in the log. The subject and the
 // position are the log's own and not repeated.
 type stored struct {
-	ID          ID            `json:"id"`
-	Time        time.Time     `json:"time"`
-	Actor       Actor         `json:"actor"`
-	Source      string        `json:"source,omitempty"`
-	Cause       string        `json:"cause,omitempty"`
-	Traceparent string        `json:"traceparent,omitempty"`
-	Events      []storedEvent `json:"events"`
+	// ID is the decision's identity: a UUID.
+	ID ID `json:"id"`
+	// Time is the manager's clock when it decided, in UTC, to the microsecond.
+	Time time.Time `json:"time"`
+	// Actor is who asked: "user:<id>", "token:<id>", "device:<id>" or
+	// "system:<part>".
+	Actor Actor `json:"actor"`
+	// Source is the address the request came from, without a port.
+	Source string `json:"source,omitempty"`
+	// Cause is the id of the command or task that led here.
+	Cause string `json:"cause,omitempty"`
+	// Traceparent is the W3C trace context of the request, if it had one.
+	Traceparent string `json:"traceparent,omitempty"`
+	// Events became true together, at least one.
+	Events []storedEvent `json:"events"`
 }
 
+// storedEvent is the JSON form of one event within a decision.
 type storedEvent struct {
-	Type       string          `json:"type"`
-	Version    int             `json:"version"`
-	DeviceTime *time.Time      `json:"deviceTime,omitempty"`
-	Report     *Report         `json:"report,omitempty"`
-	Data       json.RawMessage `json:"data"`
+	// Type is the event's name, such as "DeviceRegistered".
+	Type string `json:"type"`
+	// Version is the version of the payload, from 1.
+	Version int `json:"version"`
+	// DeviceTime is when the device says it happened. It is a claim: order by
+	// position, never by it.
+	DeviceTime *time.Time `json:"deviceTime,omitempty"`
+	// Report is the device's report that led to the event.
+	Report *Report `json:"report,omitempty"`
+	// Data is the payload, in the shape of the type and version.
+	Data json.RawMessage `json:"data"`
 }
 
 // codec knows one event type: its newest version, how to decode that, and how
@@ -45,6 +60,10 @@ func codecOf[E Event](version int) codec {
 		name: zero.Type(), version: version, zero: zero,
 		decode: func(b json.RawMessage) (Event, error) {
 			var e E
+			// JSON's null would leave e as it is, and pass for an event.
+			if string(b) == "null" {
+				return nil, errors.New("payload is null")
+			}
 			err := json.Unmarshal(b, &e)
 			return e, err
 		},
@@ -118,11 +137,23 @@ func EncodeEvent(e Event) (version int, data json.RawMessage, err error) {
 	if !ok {
 		return 0, nil, fmt.Errorf("encode %s: not in the codec table", e.Type())
 	}
-	data, err = json.Marshal(e)
+	data, err = marshal(e)
 	if err != nil {
 		return 0, nil, fmt.Errorf("encode %s: %w", e.Type(), err)
 	}
 	return c.version, data, nil
+}
+
+// marshal is json.Marshal without the escapes for HTML, which would change the
+// bytes of an Unknown event.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // DecodeEvent returns the event of a stored payload, lifted to the newest
@@ -133,19 +164,23 @@ func DecodeEvent(name string, version int, data json.RawMessage) (Event, error) 
 	if !ok || version > c.version {
 		return Unknown{Name: name, Version: version, Data: bytes.Clone(data)}, nil
 	}
+	return c.decodeVersion(version, data)
+}
+
+func (c codec) decodeVersion(version int, data json.RawMessage) (Event, error) {
 	for v := version; v < c.version; v++ {
 		up, ok := c.upcasts[v]
 		if !ok {
-			return nil, fmt.Errorf("decode %s: no upcast from version %d", name, v)
+			return nil, fmt.Errorf("decode %s: no upcast from version %d", c.name, v)
 		}
 		var err error
 		if data, err = up(data); err != nil {
-			return nil, fmt.Errorf("decode %s: upcast from version %d: %w", name, v, err)
+			return nil, fmt.Errorf("decode %s: upcast from version %d: %w", c.name, v, err)
 		}
 	}
 	e, err := c.decode(data)
 	if err != nil {
-		return nil, fmt.Errorf("decode %s version %d: %w", name, c.version, err)
+		return nil, fmt.Errorf("decode %s version %d: %w", c.name, c.version, err)
 	}
 	return e, nil
 }
@@ -156,7 +191,7 @@ func Encode(d Decision) ([]byte, error) {
 		return nil, err
 	}
 	s := stored{
-		ID: d.ID, Time: d.Time, Actor: d.Actor, Source: d.Source, Cause: d.Cause,
+		ID: d.ID, Time: d.Time.UTC(), Actor: d.Actor, Source: d.Source, Cause: d.Cause,
 		Traceparent: d.Traceparent, Events: make([]storedEvent, len(d.Entries)),
 	}
 	for i, e := range d.Entries {
@@ -164,9 +199,17 @@ func Encode(d Decision) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.Events[i] = storedEvent{Type: e.Event.Type(), Version: version, DeviceTime: e.DeviceTime, Report: e.Report, Data: data}
+		s.Events[i] = storedEvent{Type: e.Event.Type(), Version: version, Report: e.Report, Data: data}
+		if e.DeviceTime != nil {
+			at := e.DeviceTime.UTC()
+			s.Events[i].DeviceTime = &at
+		}
 	}
-	return json.Marshal(s)
+	b, err := marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode decision: %w", err)
+	}
+	return b, nil
 }
 
 // Decode returns the decision of a stored form; its subject is the caller's.

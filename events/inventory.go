@@ -115,7 +115,8 @@ type NIC struct {
 	Connected bool   `json:"connected"`
 }
 
-// VMPatch holds the fields of a [VM] that changed; nil means unchanged.
+// VMPatch holds the fields of a [VM] that changed; nil means unchanged. A list
+// that became empty is written as [].
 type VMPatch struct {
 	Name      *string     `json:"name,omitempty"`
 	Power     *PowerState `json:"power,omitempty"`
@@ -129,6 +130,22 @@ type VMPatch struct {
 	Disks     *[]Disk     `json:"disks,omitempty"`
 	NICs      *[]NIC      `json:"nics,omitempty"`
 	BootTime  *time.Time  `json:"bootTime,omitempty"`
+}
+
+// MarshalJSON writes a pointer to a nil list as [], because null would be read
+// back as unchanged.
+func (p VMPatch) MarshalJSON() ([]byte, error) {
+	type plain VMPatch
+	present(&p.IPs)
+	present(&p.Disks)
+	present(&p.NICs)
+	return marshal(plain(p))
+}
+
+func present[T any](list **[]T) {
+	if *list != nil && **list == nil {
+		*list = &[]T{}
+	}
 }
 
 // HostObserved replaces everything known of the host itself.
