@@ -1,0 +1,348 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Prefix starts the path of every operation.
+const Prefix = "/api/v1"
+
+// APIVersion is the version of the API's description. It follows the shape of
+// the API, not the manager's releases.
+const APIVersion = "1.0.0"
+
+// BodyLimit is the largest request body in bytes.
+const BodyLimit = 64 << 10
+
+// Header names of our own.
+const (
+	HeaderPosition       = "Pallas-Position"
+	HeaderRequestID      = "Request-Id"
+	HeaderIdempotencyKey = "Idempotency-Key"
+)
+
+// Register adds operations to an API. commandhttp, queryhttp and enroll each
+// have one.
+type Register func(huma.API)
+
+// Config says what to serve.
+type Config struct {
+	// Auth checks bearer tokens. Required.
+	Auth Authenticator
+	// Register lists who adds operations.
+	Register []Register
+	// Checks decide /readyz.
+	Checks []Check
+	// Gatherer feeds /metrics; nil means there is no such page.
+	Gatherer prometheus.Gatherer
+	// OpenMetrics serves /metrics without a token.
+	OpenMetrics bool
+	// Registerer takes the API's own metrics; may be nil.
+	Registerer prometheus.Registerer
+	// Log takes a line for each request. Required.
+	Log *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// New returns the handler of the whole API.
+func New(cfg Config) (http.Handler, error) {
+	if cfg.Auth == nil || cfg.Log == nil {
+		return nil, errors.New("httpapi: Auth and Log are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	metrics, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("httpapi: register metrics: %w", err)
+	}
+	s := &server{cfg: cfg, mux: http.NewServeMux(), metrics: metrics}
+	api := newAPI(s.mux, s.authorize, checkRequest)
+	for _, register := range cfg.Register {
+		register(api)
+	}
+	describe(api.OpenAPI())
+	doc, err := Render(api.OpenAPI())
+	if err != nil {
+		return nil, err
+	}
+	s.health()
+	s.document(doc)
+	return http.HandlerFunc(s.serve), nil
+}
+
+// describe finishes the description once all operations are there: an object
+// in an answer may grow, so only those in requests refuse unknown fields.
+func describe(o *huma.OpenAPI) {
+	requests := map[string]bool{}
+	var walk func(*huma.Schema)
+	walk = func(s *huma.Schema) {
+		if s == nil {
+			return
+		}
+		if name, ok := strings.CutPrefix(s.Ref, "#/components/schemas/"); ok && !requests[name] {
+			requests[name] = true
+			walk(o.Components.Schemas.Map()[name])
+		}
+		walk(s.Items)
+		for _, p := range s.Properties {
+			walk(p)
+		}
+	}
+	for _, path := range o.Paths {
+		for _, op := range []*huma.Operation{path.Get, path.Post, path.Put, path.Patch, path.Delete} {
+			if op == nil || op.RequestBody == nil {
+				continue
+			}
+			for _, m := range op.RequestBody.Content {
+				walk(m.Schema)
+			}
+		}
+	}
+	for name, s := range o.Components.Schemas.Map() {
+		if closed, ok := s.AdditionalProperties.(bool); ok && !closed && !requests[name] {
+			s.AdditionalProperties = nil
+		}
+	}
+}
+
+// Spec returns the description of an API with these operations. Nothing is
+// called but the registration, so that it needs no running parts.
+func Spec(register ...Register) *huma.OpenAPI {
+	api := newAPI(http.NewServeMux())
+	for _, r := range register {
+		r(api)
+	}
+	describe(api.OpenAPI())
+	return api.OpenAPI()
+}
+
+func newAPI(mux humago.Mux, middlewares ...func(huma.API) func(huma.Context, func(huma.Context))) huma.API {
+	api := humago.New(mux, huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title: "Pallas", Version: APIVersion,
+				Description: description,
+				License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
+			Servers: []*huma.Server{{URL: "/", Description: "This manager"}},
+			Components: &huma.Components{
+				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					"bearer": {Type: "http", Scheme: "bearer", Description: "An API token, \"pls_…\"."},
+				},
+			},
+			Security: []map[string][]string{{"bearer": {}}},
+			Tags: []*huma.Tag{
+				{Name: "devices", Description: "Edge hosts and who may be managed."},
+				{Name: "vms", Description: "Virtual machines on the hosts."},
+				{Name: "tasks", Description: "Work on devices: asked for with 202, done when the device says so."},
+				{Name: "events", Description: "Everything that happened, as history and live."},
+				{Name: "join-tokens", Description: "How devices get in."},
+				{Name: "manager", Description: "The manager itself."},
+			},
+			OnAddOperation: []huma.AddOpFunc{complete},
+		},
+		Formats:                      map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{stampProblem},
+	})
+	for _, m := range middlewares {
+		api.UseMiddleware(m(api))
+	}
+	return api
+}
+
+const description = `The API of the Pallas device manager.
+
+Changes answer 2xx when they are in the event log. Work on a device answers 202 with a task and its Location; the task ends by what the device reports.
+
+**Read your own writes.** Every answer has a Pallas-Position header. Send the newest one along with a read, and the answer shows at least that position.
+
+**Pages.** Lists answer items and, when there are more, next: send it as cursor. A cursor is opaque and stays valid.
+
+**Errors** are RFC 9457 problems; type is stable, errors names the fields. Unknown fields and parameters are errors.`
+
+// jsonFormat is JSON as huma writes it by default.
+var jsonFormat = huma.DefaultJSONFormat
+
+// complete gives every operation what all share: the body limit and the error
+// answers.
+func complete(oapi *huma.OpenAPI, op *huma.Operation) {
+	problem := func(status int) {
+		key := strconv.Itoa(status)
+		if op.Responses[key] == nil {
+			k := kindOf(status)
+			op.Responses[key] = &huma.Response{
+				Description: k.Title,
+				Content: map[string]*huma.MediaType{"application/problem+json": {
+					Schema: &huma.Schema{Ref: "#/components/schemas/Problem"},
+				}},
+			}
+		}
+	}
+	delete(op.Responses, "default")
+	if public := op.Security != nil && len(op.Security) == 0; !public {
+		problem(http.StatusUnauthorized)
+	}
+	if op.RequestBody != nil {
+		op.MaxBodyBytes = BodyLimit + 1 // huma refuses when the limit is reached
+		problem(http.StatusBadRequest)
+		problem(http.StatusRequestEntityTooLarge)
+		problem(http.StatusUnsupportedMediaType)
+	}
+	if strings.Contains(op.Path, "{") {
+		problem(http.StatusNotFound)
+	}
+	problem(http.StatusUnprocessableEntity)
+	problem(http.StatusInternalServerError)
+	problem(http.StatusServiceUnavailable)
+	if op.Method != http.MethodGet {
+		problem(http.StatusInsufficientStorage)
+	}
+}
+
+// stampProblem puts the request id into problems. A 401 has none, so that its
+// body is the same whatever the reason.
+func stampProblem(ctx huma.Context, _ string, v any) (any, error) {
+	p, ok := v.(*Problem)
+	if !ok || p.Status == http.StatusUnauthorized {
+		return v, nil
+	}
+	out := *p
+	out.RequestID = RequestOf(ctx.Context()).ID
+	return &out, nil
+}
+
+// authorize lets a request pass that has a valid token, or whose operation is
+// public (an empty, not nil, security list).
+func (s *server) authorize(api huma.API) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		if op := ctx.Operation(); op.Security != nil && len(op.Security) == 0 {
+			next(ctx)
+			return
+		}
+		r, w := humago.Unwrap(ctx)
+		if s.authenticated(w, r) {
+			next(ctx)
+		}
+	}
+}
+
+// authenticated notes the principal of a request, or answers and returns false.
+func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
+	p, err := s.cfg.Auth.Authenticate(r.Context(), bearer(r.Header))
+	switch {
+	case err == nil:
+		requestOf(r.Context()).Principal = p
+		return true
+	case errors.Is(err, ErrUnauthorized):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="pallas"`)
+		writeProblem(w, r, NewProblem(KindUnauthorized, "send a valid API token as \"Authorization: Bearer <token>\""))
+	default:
+		WriteError(w, r, fmt.Errorf("authenticate: %w", err))
+	}
+	return false
+}
+
+// checkRequest refuses what huma would silently ignore: a query string that
+// does not decode, a parameter given twice, an empty parameter, and a body for
+// an operation that takes none.
+func checkRequest(api huma.API) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		r, w := humago.Unwrap(ctx)
+		q, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			writeProblem(w, r, NewProblem(KindMalformed, "the query string is not encoded well", FieldError{Field: "query", Message: "want name=value pairs, percent-encoded"}))
+			return
+		}
+		var fields []FieldError
+		for name, values := range q {
+			switch {
+			case len(values) > 1:
+				fields = append(fields, FieldError{Field: "query." + clip(name), Message: "given more than once"})
+			case values[0] == "":
+				fields = append(fields, FieldError{Field: "query." + clip(name), Message: "is empty: leave it out or give it a value"})
+			}
+		}
+		if ctx.Operation().RequestBody == nil && r.ContentLength != 0 && r.Method != http.MethodGet {
+			var one [1]byte
+			if n, _ := r.Body.Read(one[:]); n > 0 {
+				fields = append(fields, FieldError{Field: "body", Message: "this operation takes no body"})
+			}
+		}
+		if len(fields) > 0 {
+			slices.SortFunc(fields, func(a, b FieldError) int { return strings.Compare(a.Field, b.Field) })
+			writeProblem(w, r, NewProblem(KindInvalid, fields[0].Field+": "+fields[0].Message, fields...))
+			return
+		}
+		next(ctx)
+	}
+}
+
+// ETag returns the entity tag of a representation at a revision: the revision,
+// then, when there is a body, a hash of it. If-Match looks at the revision
+// only; what a host reports meanwhile must not refuse an operator's change.
+func ETag(revision uint64, body any) string {
+	tag := strconv.FormatUint(revision, 10)
+	if body == nil {
+		return `"` + tag + `"`
+	}
+	h := fnv.New64a()
+	if err := json.NewEncoder(h).Encode(body); err != nil {
+		panic(err) // representations always encode
+	}
+	return `"` + tag + "." + strconv.FormatUint(h.Sum64(), 36) + `"`
+}
+
+// IfMatch returns the revision that an If-Match header names: the first number
+// of an ETag. "" and "*" are 0, any.
+func IfMatch(header string) (uint64, error) {
+	if header == "" || header == "*" {
+		return 0, nil
+	}
+	tag, ok := strings.CutPrefix(header, `"`)
+	if tag, ok2 := strings.CutSuffix(tag, `"`); ok && ok2 {
+		first, _, _ := strings.Cut(tag, ".")
+		if n, err := strconv.ParseUint(first, 10, 64); err == nil && n > 0 {
+			return n, nil
+		}
+	}
+	return 0, Invalid("header.If-Match", `want one ETag as it was received, such as "1841.77", or *`)
+}
+
+// NotModified says whether an If-None-Match header names the entity tag.
+func NotModified(header, etag string) bool {
+	for tag := range strings.SplitSeq(header, ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag == etag || tag == "*" {
+			return true
+		}
+	}
+	return false
+}
+
+// Unconditional returns a context for a change that must be finished once it
+// has begun: it keeps the values of the request's context, not its end, and
+// ends after d.
+func Unconditional(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), d)
+}

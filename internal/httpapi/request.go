@@ -1,0 +1,92 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"pallas/events"
+)
+
+// Principal is who a bearer token stands for.
+type Principal struct {
+	Actor events.Actor
+	// Name is the user's id, for people.
+	Name string
+}
+
+// ErrUnauthorized says that a token is unknown, wrong, revoked or expired; not
+// which.
+var ErrUnauthorized = errors.New("token refused")
+
+// Authenticator checks bearer tokens.
+type Authenticator interface {
+	// Authenticate returns whom the token stands for, or an error that wraps
+	// ErrUnauthorized. It takes the same time for every token that it refuses,
+	// the empty one too.
+	Authenticate(ctx context.Context, token string) (Principal, error)
+}
+
+// Request is what the edge knows of a request.
+type Request struct {
+	// ID is in the Request-Id header, in problems and in the log.
+	ID string
+	// Source is the address the connection came from, without a port. Headers
+	// that claim another one are ignored.
+	Source string
+	// Traceparent is the W3C trace context, empty if absent or malformed.
+	Traceparent string
+	// Time is when the request arrived, in UTC to the microsecond.
+	Time time.Time
+	// Principal is the caller; empty for public operations.
+	Principal Principal
+
+	cause error // of an error answer, for the log
+}
+
+type requestKey struct{}
+
+// RequestOf returns what the edge knows of the request that ctx belongs to. It
+// is empty for a context of no request.
+func RequestOf(ctx context.Context) Request {
+	if r := requestOf(ctx); r != nil {
+		return *r
+	}
+	return Request{}
+}
+
+func requestOf(ctx context.Context) *Request {
+	r, _ := ctx.Value(requestKey{}).(*Request)
+	return r
+}
+
+var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+func newRequest(r *http.Request, now time.Time) *Request {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	tp := r.Header.Get("Traceparent")
+	if !traceparent.MatchString(tp) || strings.Contains(tp, "-"+strings.Repeat("0", 32)+"-") || strings.Contains(tp, "-"+strings.Repeat("0", 16)+"-") {
+		tp = ""
+	}
+	return &Request{ID: events.NewID(), Source: host, Traceparent: tp, Time: now.UTC().Truncate(time.Microsecond)}
+}
+
+// bearer returns the token of the Authorization header, "" when there is none.
+func bearer(h http.Header) string {
+	values := h.Values("Authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}

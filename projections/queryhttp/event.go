@@ -1,0 +1,293 @@
+package queryhttp
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"pallas/events"
+	"pallas/internal/httpapi"
+)
+
+// eventFilter holds the parameters that pick events.
+type eventFilter struct {
+	Device string    `query:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Only events of this device: identity, inventory and tasks."`
+	Type   []string  `query:"type" maxItems:"64" example:"[\"TaskSucceeded\",\"TaskFailed\"]" doc:"Only events of these types; schema/events has a file for each."`
+	Actor  string    `query:"actor" maxLength:"128" example:"user:admin" doc:"Only events that this actor caused."`
+	Since  time.Time `query:"since" example:"2026-11-23T00:00:00Z" doc:"Only events decided at this instant or later."`
+	After  string    `query:"after" maxLength:"64" pattern:"^[0-9]{1,19}([.][0-9]{1,9})?$" patternDescription:"a position such as 1840, or an event's cursor such as 1840.1" example:"1840" doc:"Only events after this position or event cursor."`
+}
+
+// EventPage is one piece of the event history.
+type EventPage struct {
+	Items []httpapi.Event `json:"items" doc:"The events. May be fewer than limit, or none, while next is there: the piece then covers a stretch of the log where little matches."`
+	Next  string          `json:"next,omitempty" example:"asc.1840.1" doc:"Send it as cursor for the next piece. Absent at the end of the log."`
+}
+
+const (
+	typeJSON   = "application/json"
+	typeNDJSON = "application/x-ndjson"
+	typeSSE    = "text/event-stream"
+)
+
+func (h *Handlers) registerEvents(api huma.API) {
+	schemas := api.OpenAPI().Components.Schemas
+	huma.Register(api, huma.Operation{
+		OperationID: "list-events", Method: http.MethodGet, Path: httpapi.Prefix + "/events", Tags: []string{"events"},
+		Summary: "List events",
+		Description: "The history as pages, or with \"Accept: application/x-ndjson\" everything that matches as a stream of one event per line. " +
+			"The stream ends where the log ended when the request came; it is cut off, without the final chunk, when something goes wrong.",
+		Responses: map[string]*huma.Response{"200": {Description: "Events", Content: map[string]*huma.MediaType{
+			typeJSON:   {Schema: schemas.Schema(typeOf[EventPage](), true, "")},
+			typeNDJSON: {Schema: schemas.Schema(typeOf[httpapi.Event](), true, "")},
+		}}},
+	}, h.listEvents)
+	huma.Register(api, huma.Operation{
+		OperationID: "stream-events", Method: http.MethodGet, Path: httpapi.Prefix + "/events/stream", Tags: []string{"events"},
+		Summary: "Follow events live",
+		Description: "Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. " +
+			"Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.",
+		Responses: map[string]*huma.Response{"200": {Description: "Events", Content: map[string]*huma.MediaType{
+			typeSSE: {Schema: &huma.Schema{Type: huma.TypeString, Description: "Server-sent events whose data is an Event.", Examples: []any{"id: 1840\ndata: {\"specversion\":\"1.0\"}\n\n"}}},
+		}}},
+	}, h.streamEvents)
+}
+
+type listEventsInput struct {
+	eventFilter
+	Until  time.Time `query:"until" example:"2026-11-24T00:00:00Z" doc:"Only events decided before this instant."`
+	Order  string    `query:"order" enum:"asc,desc" default:"asc" example:"desc" doc:"asc begins with the oldest, desc with the newest."`
+	Limit  int       `query:"limit" minimum:"1" maximum:"1000" example:"100" doc:"How many events to answer at most. 100 for a page when not given, no limit for NDJSON."`
+	Cursor string    `query:"cursor" maxLength:"64" example:"asc.1840.1" doc:"next of the piece before, with the same filters and order."`
+}
+
+func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.StreamResponse, error) {
+	q, err := in.query()
+	if err != nil {
+		return nil, err
+	}
+	q.until, q.descending = in.Until, in.Order == "desc"
+	if in.Cursor != "" {
+		if q.from, err = parseCursor(in.Cursor, in.Order); err != nil {
+			return nil, err
+		}
+	}
+	// The first page is read before the status is sent, so that an error is a
+	// problem and not a broken stream.
+	if q.last, err = h.cfg.Store.Last(ctx); err != nil {
+		return nil, mapError(ctx, err)
+	}
+	position := strconv.FormatUint(q.last, 10)
+	size := in.Limit
+	if size == 0 {
+		size = 100
+	}
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		r, w := humago.Unwrap(hc)
+		ndjson := accepts(r.Header.Get("Accept"), typeNDJSON)
+		if ndjson && in.Limit == 0 {
+			size = exportPage
+		}
+		p, err := q.page(ctx, h.cfg.Store, size)
+		if err != nil {
+			httpapi.WriteError(w, r, mapError(ctx, err))
+			return
+		}
+		w.Header().Set(httpapi.HeaderPosition, position)
+		w.Header().Set("Vary", "Accept")
+		if !ndjson {
+			w.Header().Set("Content-Type", typeJSON)
+			_ = json.NewEncoder(w).Encode(p) // the client is gone: nothing to do about it
+			return
+		}
+		w.Header().Set("Content-Type", typeNDJSON)
+		h.export(ctx, w, q, p, in.Limit)
+	}}, nil
+}
+
+// exportPage is how many events an export reads before it writes them.
+const exportPage = 1000
+
+// writeTimeout is how long a client may take to read what was written.
+const writeTimeout = 30 * time.Second
+
+// export writes page after page. What goes wrong now can only be shown by
+// cutting the answer off.
+func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQuery, p EventPage, limit int) {
+	rc := http.NewResponseController(w)
+	enc := json.NewEncoder(w)
+	for {
+		if err := rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		for _, e := range p.Items {
+			if err := enc.Encode(e); err != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		if p.Next == "" || (limit != 0 && len(p.Items) == limit) {
+			return
+		}
+		if err := rc.Flush(); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if limit != 0 {
+			limit -= len(p.Items)
+		}
+		var err error
+		if q.from, err = parseCursor(p.Next, q.order()); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		size := exportPage
+		if limit != 0 {
+			size = limit
+		}
+		if p, err = q.page(ctx, h.cfg.Store, size); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+type streamEventsInput struct {
+	eventFilter
+	LastEventID string `header:"Last-Event-ID" maxLength:"64" pattern:"^[0-9]{1,19}([.][0-9]{1,9})?$" patternDescription:"the id of an event that was received" example:"1840" doc:"id of the last event that was received. Goes before after."`
+}
+
+func (h *Handlers) streamEvents(ctx context.Context, in *streamEventsInput) (*huma.StreamResponse, error) {
+	if in.LastEventID != "" {
+		in.After = in.LastEventID
+	}
+	q, err := in.query()
+	if err != nil {
+		return nil, err
+	}
+	if in.After == "" && in.Since.IsZero() {
+		last, err := h.cfg.Store.Last(ctx)
+		if err != nil {
+			return nil, mapError(ctx, err)
+		}
+		q.after = place{last, all}
+	}
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		_, w := humago.Unwrap(hc)
+		w.Header().Set("Content-Type", typeSSE)
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Accel-Buffering", "no") // proxies must not hold events back
+		h.stream(ctx, w, q)
+	}}, nil
+}
+
+// stream writes events as they come, until the client or the server is gone.
+func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQuery) {
+	ctx, cancel := context.WithCancel(ctx)
+	found := make(chan []httpapi.Event)
+	done := make(chan error, 1)
+	go func() { done <- q.follow(ctx, h.cfg.Store, found) }()
+	ended := false
+	defer func() {
+		cancel()
+		if !ended {
+			<-done
+		}
+	}()
+
+	rc := http.NewResponseController(w)
+	beat := time.NewTicker(h.cfg.Heartbeat)
+	defer beat.Stop()
+	text := []byte("retry: 2000\n: the stream is open\n\n")
+	for {
+		if err := rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return
+		}
+		if _, err := w.Write(text); err != nil {
+			return
+		}
+		if err := rc.Flush(); err != nil {
+			return
+		}
+		select {
+		case list := <-found:
+			text = appendSSE(text[:0], list)
+		case <-beat.C:
+			text = append(text[:0], ":\n\n"...)
+		case <-ctx.Done():
+			return
+		case <-done:
+			ended = true
+			panic(http.ErrAbortHandler) // the client comes back with Last-Event-ID
+		}
+	}
+}
+
+// appendSSE appends the matching events of one decision. The id of the last
+// one is the position alone, so that a client counts positions; the others'
+// ids say how far into the decision they are.
+func appendSSE(b []byte, list []httpapi.Event) []byte {
+	for i, e := range list {
+		id := e.Cursor
+		if i == len(list)-1 {
+			id = strconv.FormatUint(e.Position, 10)
+		}
+		data, err := json.Marshal(e)
+		if err != nil {
+			panic(err) // it was encoded before
+		}
+		b = append(b, "id: "...)
+		b = append(b, id...)
+		b = append(b, "\ndata: "...)
+		b = append(b, bytes.ReplaceAll(data, []byte("\n"), []byte(" "))...)
+		b = append(b, "\n\n"...)
+	}
+	return b
+}
+
+// query returns what the parameters ask for.
+func (f eventFilter) query() (eventQuery, error) {
+	q := eventQuery{actor: events.Actor(f.Actor), since: f.Since}
+	device, err := deviceParam(f.Device)
+	if err != nil {
+		return q, err
+	}
+	if device != "" {
+		q.subjects = []string{string(events.DeviceSubject(device)), string(events.InventorySubject(device)), string(events.TasksSubject(device))}
+	}
+	for _, t := range f.Type {
+		if !slices.Contains(eventTypes, t) {
+			return q, httpapi.Invalid("query.type", strconv.Quote(t)+" is no type of event; there are "+strings.Join(eventTypes, ", "))
+		}
+	}
+	q.types = f.Type
+	if f.After != "" {
+		if q.after, err = parsePlace(f.After); err != nil {
+			return q, httpapi.Invalid("query.after", "want a position such as 1840, or an event's cursor such as 1840.1")
+		}
+	}
+	return q, nil
+}
+
+var eventTypes = func() []string {
+	var out []string
+	for _, t := range events.Types() {
+		out = append(out, t.Name)
+	}
+	return out
+}()
+
+// accepts says whether an Accept header names a media type.
+func accepts(header, mediaType string) bool {
+	for part := range strings.SplitSeq(header, ",") {
+		name, _, _ := strings.Cut(part, ";")
+		if strings.EqualFold(strings.TrimSpace(name), mediaType) {
+			return true
+		}
+	}
+	return false
+}
