@@ -115,8 +115,8 @@ type NIC struct {
 	Connected bool   `json:"connected"`
 }
 
-// VMPatch holds the fields of a [VM] that changed; nil means unchanged. A list
-// that became empty is written as [].
+// VMPatch holds the fields of a [VM] that changed; the others are nil, and
+// absent in JSON. A list that became empty is written as [].
 type VMPatch struct {
 	Name      *string     `json:"name,omitempty"`
 	Power     *PowerState `json:"power,omitempty"`
