@@ -10,6 +10,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,6 +28,22 @@ type output struct {
 var outputs = []output{
 	{"event schemas", eventSchemas},
 	{"event reference", eventReference},
+	{"OpenAPI", under("schema", openAPI)},
+}
+
+// under is for files that need no source, with names from a folder.
+func under(folder string, generate func() (map[string][]byte, error)) func(string) (map[string][]byte, error) {
+	return func(string) (map[string][]byte, error) {
+		files, err := generate()
+		if err != nil {
+			return nil, err
+		}
+		out := map[string][]byte{}
+		for name, data := range files {
+			out[path.Join(folder, name)] = data
+		}
+		return out, nil
+	}
 }
 
 func main() {
@@ -46,11 +63,11 @@ func run(root string) error {
 			return fmt.Errorf("%s: %w", out.name, err)
 		}
 		for name, data := range files {
-			path := filepath.Join(root, name)
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			file := filepath.Join(root, name)
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 				return fmt.Errorf("%s: %w", out.name, err)
 			}
-			if err := os.WriteFile(path, data, 0o644); err != nil {
+			if err := os.WriteFile(file, data, 0o644); err != nil {
 				return fmt.Errorf("%s: %w", out.name, err)
 			}
 		}
