@@ -86,6 +86,8 @@ func (w *writer) inventorySynced(at now, id events.DeviceID, e events.InventoryS
 		e.Hash, at.at, at.position, at.at, string(id))
 }
 
+// vmObserved leaves out what a device still reported while it was retired: the
+// two are aggregates of their own, and nobody would remove it again.
 func (w *writer) vmObserved(at now, device events.DeviceID, e events.VMObserved) error {
 	ips, err := list(e.VM.IPs)
 	if err != nil {
@@ -103,7 +105,8 @@ func (w *writer) vmObserved(at now, device events.DeviceID, e events.VMObserved)
 		INSERT INTO vms (device, id, name, name_key, power, tools, cpus, memory_mib,
 			guest_id, guest_name, hostname, ips, disks, nics, boot_time,
 			first_seen_at, changed_at, changed_position)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?16, ?17
+		WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?1 AND trust = 'retired')
 		ON CONFLICT (device, id) DO UPDATE SET
 			name = excluded.name, name_key = excluded.name_key, power = excluded.power, tools = excluded.tools,
 			cpus = excluded.cpus, memory_mib = excluded.memory_mib,
@@ -112,7 +115,7 @@ func (w *writer) vmObserved(at now, device events.DeviceID, e events.VMObserved)
 			changed_at = excluded.changed_at, changed_position = excluded.changed_position`,
 		string(device), string(e.VM.ID), e.VM.Name, fold(e.VM.Name), string(e.VM.Power), string(e.VM.Tools), e.VM.CPUs, e.VM.MemoryMiB,
 		e.VM.GuestID, e.VM.GuestName, e.VM.Hostname, ips, disks, nics, micros(e.VM.BootTime),
-		at.at, at.at, at.position)
+		at.at, at.position)
 }
 
 // vmChanged writes the columns that the patch names and no others, so that

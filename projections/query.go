@@ -88,7 +88,7 @@ func encodeCursor(list string, key ...any) string {
 // the list.
 func decodeCursor(cursor, list string, key ...any) error {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
-	if err != nil {
+	if err != nil || strings.ContainsAny(cursor, "\r\n") { // the decoder skips line ends
 		return ErrBadCursor
 	}
 	var parts []json.RawMessage

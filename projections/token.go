@@ -25,8 +25,8 @@ type JoinToken struct {
 	RevokedBy     events.Actor
 	// Revision is that of the aggregate ev.token.<id>.
 	Revision uint64
-
-	createdPosition uint64
+	// CreatedPosition orders tokens.
+	CreatedPosition uint64
 }
 
 // Usable says whether a device could register with the token at the instant.
@@ -40,8 +40,8 @@ type TokenUse struct {
 	// DeviceName is the device's name now, "" when the device is not known.
 	DeviceName string
 	At         time.Time
-
-	position uint64
+	// Position orders uses.
+	Position uint64
 }
 
 // JoinTokenFilter selects join tokens, newest first. Its zero value selects
@@ -97,7 +97,7 @@ const joinTokenColumns = `
 func scanJoinToken(rows *sql.Rows) (JoinToken, error) {
 	var t JoinToken
 	err := rows.Scan(&t.ID, &t.Name, &t.MaxUses, &t.Used, instant{&t.Expires}, &t.AutoApprove, listed{&t.Labels},
-		&t.createdPosition, instant{&t.CreatedAt}, &t.CreatedBy, instant{&t.RevokedAt}, &t.RevokedBy, &t.Revision)
+		&t.CreatedPosition, instant{&t.CreatedAt}, &t.CreatedBy, instant{&t.RevokedAt}, &t.RevokedBy, &t.Revision)
 	return t, err
 }
 
@@ -132,7 +132,7 @@ func (d *DB) JoinTokens(ctx context.Context, f JoinTokenFilter) (Page[JoinToken]
 		return Page[JoinToken]{}, fmt.Errorf("list join tokens: %w", err)
 	}
 	p, err := page(ctx, d, q, limit, scanJoinToken, func(t JoinToken) string {
-		return encodeCursor("join-token", t.createdPosition, t.ID)
+		return encodeCursor("join-token", t.CreatedPosition, t.ID)
 	})
 	if err != nil {
 		return Page[JoinToken]{}, fmt.Errorf("list join tokens: %w", err)
@@ -180,10 +180,10 @@ func (d *DB) TokenUses(ctx context.Context, f TokenUseFilter) (Page[TokenUse], e
 	}
 	p, err := page(ctx, d, q, limit, func(rows *sql.Rows) (TokenUse, error) {
 		var u TokenUse
-		err := rows.Scan(&u.Device, &u.DeviceName, instant{&u.At}, &u.position)
+		err := rows.Scan(&u.Device, &u.DeviceName, instant{&u.At}, &u.Position)
 		return u, err
 	}, func(u TokenUse) string {
-		return encodeCursor("token-use", u.position, u.Device)
+		return encodeCursor("token-use", u.Position, u.Device)
 	})
 	if err != nil {
 		return Page[TokenUse]{}, fmt.Errorf("list token uses: %w", err)
