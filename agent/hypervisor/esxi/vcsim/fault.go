@@ -90,7 +90,7 @@ func (h *Host) refuse(m *simulator.Method, session bool) types.BaseMethodFault {
 	if !session {
 		return notAuthenticated(m)
 	}
-	if h.cfg.ReadOnly && !reads(m.Name) {
+	if h.isReadOnly() && !reads(m.Name) {
 		return new(types.RestrictedVersion)
 	}
 	h.mu.Lock()
@@ -161,6 +161,13 @@ func (h *Host) answer(w http.ResponseWriter, m *simulator.Method) bool {
 		}
 		h.mu.Unlock()
 		writeAnswer(w, m.Name, out.String())
+		return true
+	}
+	h.mu.Lock()
+	deaf := h.noShutdown && m.Name == "ShutdownGuest"
+	h.mu.Unlock()
+	if deaf {
+		writeAnswer(w, m.Name, "")
 		return true
 	}
 	fault := h.take(m.Name, true)
@@ -248,7 +255,7 @@ func wording(kind, state string) string {
 
 var (
 	existing    = regexp.MustCompile(`<existingState>(\w+)</existingState>`)
-	emptyString = regexp.MustCompile(`<faultstring></faultstring>`)
+	faultString = regexp.MustCompile(`<faultstring>[^<]*</faultstring>`)
 	faultKind   = regexp.MustCompile(`<detail>\s*<(\w+)Fault[ >]`)
 	taskMessage = regexp.MustCompile(`<localizedMessage>\*types\.(\w+)</localizedMessage>`)
 )
@@ -260,7 +267,7 @@ func word(b []byte) []byte {
 		state = string(m[1])
 	}
 	if m := faultKind.FindSubmatch(b); m != nil {
-		b = emptyString.ReplaceAll(b, []byte("<faultstring>"+wording(string(m[1]), state)+"</faultstring>"))
+		b = faultString.ReplaceAll(b, []byte("<faultstring>"+wording(string(m[1]), state)+"</faultstring>"))
 	}
 	return taskMessage.ReplaceAllFunc(b, func(m []byte) []byte {
 		return []byte("<localizedMessage>" + wording(string(taskMessage.FindSubmatch(m)[1]), state) + "</localizedMessage>")

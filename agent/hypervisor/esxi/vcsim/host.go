@@ -73,10 +73,13 @@ type Host struct {
 	secret      string // password of the host's own session
 	sessions    map[string]bool
 	unreachable bool
+	readOnly    bool
 	conns       map[net.Conn]struct{}
 	faults      []*injected
 	delays      map[string]time.Duration
 	denied      map[string]bool
+	calls       map[string]func()
+	noShutdown  bool
 	clock       time.Duration
 	changed     chan struct{} // closed and replaced at each change
 	guests      map[types.ManagedObjectReference]VMSpec
@@ -107,10 +110,11 @@ func Start(cfg Config) (*Host, error) {
 		cfg.VMs = plausibleVMs(cfg)
 	}
 	h := &Host{
-		cfg: cfg, password: cfg.Password, secret: rand.Text(),
+		cfg: cfg, password: cfg.Password, readOnly: cfg.ReadOnly, secret: rand.Text(),
 		done: make(chan struct{}), changed: make(chan struct{}),
 		sessions: map[string]bool{}, conns: map[net.Conn]struct{}{},
 		delays: map[string]time.Duration{}, denied: map[string]bool{},
+		calls:  map[string]func(){},
 		guests: map[types.ManagedObjectReference]VMSpec{},
 	}
 	if err := h.start(); err != nil {
@@ -273,6 +277,39 @@ func (h *Host) SetDelay(method string, d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.delays[method] = d
+}
+
+// SetReadOnly gives the host a free licence or a paid one, as Config.ReadOnly.
+func (h *Host) SetReadOnly(readOnly bool) {
+	h.mu.Lock()
+	h.readOnly = readOnly
+	h.mu.Unlock()
+	h.update(*h.model.ServiceContent.LicenseManager, types.PropertyChange{
+		Name: "licenses", Val: []types.LicenseManagerLicenseInfo{h.license()},
+	})
+}
+
+func (h *Host) isReadOnly() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.readOnly
+}
+
+func (h *Host) hardware() hardware { return catalogue[h.cfg.Seed%uint64(len(catalogue))] }
+
+// OnCall calls f when a client calls a SOAP method, before anything else
+// happens. nil ends it.
+func (h *Host) OnCall(method string, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls[method] = f
+}
+
+// IgnoreShutdown makes guests accept the wish to shut down and go on.
+func (h *Host) IgnoreShutdown(ignore bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noShutdown = ignore
 }
 
 // Deny takes privileges from the account, such as

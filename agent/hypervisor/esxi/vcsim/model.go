@@ -90,7 +90,7 @@ func (h *Host) context() *simulator.Context {
 // build makes the model, opens the host's own session and gives the host its
 // face.
 func (h *Host) build() error {
-	hw := catalogue[h.cfg.Seed%uint64(len(catalogue))]
+	hw := h.hardware()
 	m := simulator.ESX()
 	m.Machine, m.Datastore = 0, 0
 	about := &m.ServiceContent.About
@@ -181,11 +181,12 @@ func (h *Host) face(hw hardware, about types.AboutInfo) {
 	info.CpuPkg = slices.Clone(info.CpuPkg)
 	host.Hardware = &info
 
-	reg.Get(*h.model.ServiceContent.LicenseManager).(*simulator.LicenseManager).Licenses = []types.LicenseManagerLicenseInfo{h.license(hw)}
+	reg.Get(*h.model.ServiceContent.LicenseManager).(*simulator.LicenseManager).Licenses = []types.LicenseManagerLicenseInfo{h.license()}
 }
 
 // license is a paid one, or the free one whose API only reads.
-func (h *Host) license(hw hardware) types.LicenseManagerLicenseInfo {
+func (h *Host) license() types.LicenseManagerLicenseInfo {
+	hw := h.hardware()
 	major := hw.version[:1]
 	feature := func(key, text string) types.KeyAnyValue {
 		return types.KeyAnyValue{Key: "feature", Value: types.KeyValue{Key: key, Value: text}}
@@ -201,7 +202,7 @@ func (h *Host) license(hw hardware) types.LicenseManagerLicenseInfo {
 			feature("vpxagent", "vCenter agent for VMware host"), feature("vmotion", "vMotion"), feature("vstorage", "vStorage APIs"),
 		},
 	}
-	if h.cfg.ReadOnly {
+	if h.isReadOnly() {
 		l.EditionKey, l.Name = "esxBasic", "VMware vSphere "+major+" Hypervisor"
 		l.Properties = []types.KeyAnyValue{feature("vsmp:8", "Up to 8-way virtual SMP")}
 	}

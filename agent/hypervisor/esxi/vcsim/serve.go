@@ -89,7 +89,7 @@ func (h *Host) serveFolder(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "", http.StatusUnauthorized)
 		return
 	}
-	if h.cfg.ReadOnly && r.Method != http.MethodGet && r.Method != http.MethodHead {
+	if h.isReadOnly() && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		http.Error(w, "", http.StatusForbidden)
 		return
 	}
@@ -133,6 +133,12 @@ func (h *Host) serveSOAP(w http.ResponseWriter, r *http.Request) {
 	if err != nil || r.Context().Value(insideKey{}) != nil {
 		h.call(w, r, body)
 		return
+	}
+	h.mu.Lock()
+	called := h.calls[m.Name]
+	h.mu.Unlock()
+	if called != nil {
+		called()
 	}
 	if !h.pause(r.Context(), m.Name) {
 		return

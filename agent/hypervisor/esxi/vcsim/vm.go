@@ -118,7 +118,7 @@ func (h *Host) AddVM(ctx context.Context, spec VMSpec) error {
 }
 
 func (h *Host) addVM(ctx context.Context, s VMSpec) error {
-	store := catalogue[h.cfg.Seed%uint64(len(catalogue))].datastores[0].name
+	store := h.hardware().datastores[0].name
 	if err := os.RemoveAll(filepath.Join(h.datastoreDir(store), s.Name)); err != nil { // of an earlier run
 		return err
 	}
