@@ -1,0 +1,207 @@
+package link
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"pallas/mqttgw/wire"
+)
+
+const (
+	dialTimeout  = 30 * time.Second // TCP, TLS and CONNECT together
+	writeTimeout = 20 * time.Second
+	byeTimeout   = 2 * time.Second
+	maxIncoming  = wire.MaxPacket + 256 // bytes of an MQTT packet
+)
+
+// ConnectError is the broker's refusal of a connection. All refusals are tried
+// again: a broker that is starting refuses too.
+type ConnectError struct {
+	// Code is the CONNACK return code, or 0x80 for a refused subscription.
+	Code byte
+}
+
+func (e *ConnectError) Error() string {
+	if e.Code == 0x80 {
+		return "the manager refused the subscription"
+	}
+	if err := packets.ConnErrors[e.Code]; err != nil {
+		return fmt.Sprintf("the manager refused the connection: %v (code %d)", err, e.Code)
+	}
+	return fmt.Sprintf("the manager refused the connection (code %d)", e.Code)
+}
+
+// TLSConfig is how a device talks TLS to its manager at addr, a host:port.
+// With narrow the handshake is as short as it can be (1.8 kB instead of 4 kB):
+// no post-quantum key exchange and no session tickets, which contain the
+// device's certificate.
+func TLSConfig(addr string, cert tls.Certificate, cas *x509.CertPool, now func() time.Time, narrow bool) (*tls.Config, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("MQTT address %q: want host:port", addr)
+	}
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS13, ServerName: host, RootCAs: cas, Certificates: []tls.Certificate{cert},
+		NextProtos: []string{"mqtt"}, Time: now,
+	}
+	if narrow {
+		c.CurvePreferences = []tls.CurveID{tls.X25519}
+	} else {
+		c.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	}
+	return c, nil
+}
+
+// conn is one MQTT connection with its subscription. Its write methods are for
+// one goroutine.
+type conn struct {
+	*tls.Conn
+	up       string
+	lastSent time.Time
+}
+
+// shut closes the socket without waiting for a peer that does not read.
+func (c *conn) shut() { _ = c.NetConn().Close() }
+
+// open dials, says CONNECT and SUBSCRIBE in one go and waits for both answers.
+func (l *Link) open(ctx context.Context, keepAlive time.Duration) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := l.c.DialContext(ctx, "tcp", l.c.Addr)
+	if err != nil {
+		return nil, err // names the address
+	}
+	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, l.c.TLS)
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	err = l.greet(ctx, c, keepAlive)
+	if !stop() || err != nil {
+		raw.Close()
+		return nil, errors.Join(err, context.Cause(ctx))
+	}
+	return &conn{Conn: c, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil
+}
+
+func (l *Link) greet(ctx context.Context, c *tls.Conn, keepAlive time.Duration) error {
+	if err := c.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS with %s: %w", l.c.Addr, err)
+	}
+	var out bytes.Buffer
+	hello := packets.NewControlPacket(packets.Connect).(*packets.ConnectPacket)
+	hello.ProtocolName, hello.ProtocolVersion, hello.CleanSession = "MQTT", 4, true
+	hello.ClientIdentifier, hello.Keepalive = l.c.Device, uint16(keepAlive/time.Second)
+	sub := packets.NewControlPacket(packets.Subscribe).(*packets.SubscribePacket)
+	sub.MessageID, sub.Topics, sub.Qoss = 1, []string{wire.DownTopic(l.c.Device)}, []byte{0}
+	if err := errors.Join(hello.Write(&out), sub.Write(&out)); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	if _, err := c.Write(out.Bytes()); err != nil {
+		return fmt.Errorf("connect to %s: %w", l.c.Addr, err)
+	}
+	p, err := readPacket(c)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", l.c.Addr, err)
+	}
+	if ack, ok := p.(*packets.ConnackPacket); !ok || ack.ReturnCode != packets.Accepted {
+		if ok {
+			return &ConnectError{Code: ack.ReturnCode}
+		}
+		return fmt.Errorf("connect to %s: %w", l.c.Addr, errUnexpected)
+	}
+	if p, err = readPacket(c); err != nil {
+		return fmt.Errorf("subscribe at %s: %w", l.c.Addr, err)
+	}
+	if ack, ok := p.(*packets.SubackPacket); !ok || len(ack.ReturnCodes) != 1 || ack.ReturnCodes[0] > 2 {
+		if ok {
+			return &ConnectError{Code: 0x80}
+		}
+		return fmt.Errorf("subscribe at %s: %w", l.c.Addr, errUnexpected)
+	}
+	return nil
+}
+
+var errUnexpected = errors.New("an MQTT packet that does not belong here")
+
+// publish sends a packet of the device protocol.
+func (c *conn) publish(u wire.Up) error {
+	u.Version = wire.Version
+	b, err := wire.EncodeUp(u)
+	if err != nil {
+		return err
+	}
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.TopicName, p.Payload = c.up, b
+	return c.write(p, writeTimeout)
+}
+
+func (c *conn) write(p packets.ControlPacket, timeout time.Duration) error {
+	c.lastSent = time.Now()
+	if err := c.SetWriteDeadline(c.lastSent.Add(timeout)); err != nil {
+		return err
+	}
+	return p.Write(c)
+}
+
+// bye ends the session on purpose.
+func (c *conn) bye(reason string) error {
+	b, err := wire.EncodeUp(wire.Up{Version: wire.Version, Bye: &wire.Bye{Reason: reason}})
+	if err != nil {
+		return err
+	}
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.TopicName, p.Payload = c.up, b
+	return errors.Join(c.write(p, byeTimeout), c.write(packets.NewControlPacket(packets.Disconnect), byeTimeout))
+}
+
+// readPacket reads one MQTT packet of bounded size. The codec itself would
+// allocate whatever a packet says is its length.
+func readPacket(r io.Reader) (packets.ControlPacket, error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:1]); err != nil {
+		return nil, err
+	}
+	n, length := 1, 0
+	for shift := 0; ; shift += 7 {
+		if n == len(head) {
+			return nil, errors.New("an MQTT packet with a malformed length")
+		}
+		if _, err := io.ReadFull(r, head[n:n+1]); err != nil {
+			return nil, err
+		}
+		length |= int(head[n]&0x7f) << shift
+		if n++; head[n-1]&0x80 == 0 {
+			break
+		}
+	}
+	if length > maxIncoming {
+		return nil, fmt.Errorf("an MQTT packet of %d bytes, at most %d", length, maxIncoming)
+	}
+	return packets.ReadPacket(io.MultiReader(bytes.NewReader(head[:n]), r))
+}
+
+// counted counts the bytes of a socket.
+type counted struct {
+	net.Conn
+	in, out *atomic.Uint64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.in.Add(uint64(n))
+	return n, err
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.out.Add(uint64(n))
+	return n, err
+}

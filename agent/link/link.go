@@ -1,0 +1,145 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pallas/agent/retry"
+	"pallas/agent/store"
+	"pallas/mqttgw/wire"
+)
+
+// Config of a [Link]. Zero durations mean the defaults. The functions are
+// called from the link's own goroutine and must not block for long.
+type Config struct {
+	Device, Version string
+	// Addr is the manager's device door, host:port.
+	Addr string
+	TLS  *tls.Config
+	// DialContext makes the TCP connection.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	Store       *store.Store
+	Log         *slog.Logger
+
+	// Welcome hears the manager's clock and settings.
+	Welcome func(wire.Welcome)
+	// Tasks and Cancel take work; after an error the manager sends it again.
+	Tasks  func([]wire.Task) error
+	Cancel func([]uuid.UUID) error
+	// Resync is asked for a complete inventory in the outbox.
+	Resync func()
+
+	BackoffBase time.Duration // 1 s
+	BackoffCap  time.Duration // 60 s
+	Linger      time.Duration // a report waits this long for others; 20 ms
+	Patience    time.Duration // for a Welcome, and for the answer to a ping; 30 s
+	KeepAlive   time.Duration // until the manager says otherwise; 60 s
+}
+
+// Link is the line to the manager.
+type Link struct {
+	c         Config
+	in, out   atomic.Uint64
+	sessions  atomic.Uint64
+	welcomed  atomic.Bool
+	keepAlive time.Duration
+	told      map[string]time.Time // of what was logged lately
+}
+
+// New checks the configuration.
+func New(c Config) (*Link, error) {
+	if c.Device == "" || c.Addr == "" || c.TLS == nil || c.Store == nil || c.Log == nil ||
+		c.Welcome == nil || c.Tasks == nil || c.Cancel == nil || c.Resync == nil {
+		return nil, errors.New("link: Device, Addr, TLS, Store, Log and the four functions are needed")
+	}
+	if c.DialContext == nil {
+		c.DialContext = (&net.Dialer{}).DialContext
+	}
+	for d, def := range map[*time.Duration]time.Duration{
+		&c.BackoffBase: time.Second, &c.BackoffCap: time.Minute, &c.Linger: 20 * time.Millisecond,
+		&c.Patience: 30 * time.Second, &c.KeepAlive: time.Minute,
+	} {
+		if *d <= 0 {
+			*d = def
+		}
+	}
+	return &Link{c: c, keepAlive: c.KeepAlive, told: map[string]time.Time{}}, nil
+}
+
+// Stats of a link since it was made.
+type Stats struct {
+	// In and Out are bytes at the socket: TLS, without TCP/IP.
+	In, Out uint64
+	// Sessions is how many were welcomed, Connected whether one is now.
+	Sessions  uint64
+	Connected bool
+}
+
+// Stats returns the counters.
+func (l *Link) Stats() Stats {
+	return Stats{In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load()}
+}
+
+// Run keeps the line up until ctx is done, and then says goodbye and returns
+// nil. Any other return is a fault of the store.
+func (l *Link) Run(ctx context.Context) error {
+	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
+	for {
+		before := l.sessions.Load()
+		err := l.session(ctx)
+		l.welcomed.Store(false)
+		if ctx.Err() != nil {
+			return nil
+		}
+		var fatal *storeError
+		if errors.As(err, &fatal) {
+			return err
+		}
+		if l.sessions.Load() > before {
+			again.Reset()
+		}
+		pause := again.Next()
+		// The same reason over and over is one line an hour.
+		l.logSparsely("connection to the manager lost", err, "retry_in", pause.Round(time.Millisecond))
+		if retry.Pause(ctx, pause) != nil {
+			return nil
+		}
+	}
+}
+
+// storeError marks faults of the store, after which the agent cannot go on.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string { return e.err.Error() }
+func (e *storeError) Unwrap() error { return e.err }
+
+func stored(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &storeError{err}
+}
+
+const tellAgain = time.Hour
+
+// logSparsely warns of a fault once an hour; between, it is for debugging.
+func (l *Link) logSparsely(msg string, err error, args ...any) {
+	key := msg + ": " + err.Error()
+	now := time.Now()
+	level := slog.LevelDebug
+	if last, ok := l.told[key]; !ok || now.Sub(last) > tellAgain {
+		if len(l.told) >= 64 {
+			clear(l.told)
+		}
+		l.told[key] = now
+		level = slog.LevelWarn
+	}
+	l.c.Log.Log(context.Background(), level, msg, append([]any{"error", err}, args...)...)
+}

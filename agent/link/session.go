@@ -1,0 +1,419 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"pallas/mqttgw/wire"
+)
+
+// Bounds of what a manager may set, and the defaults of what it leaves out.
+const (
+	defaultWindow = 64
+	defaultResend = 10 * time.Second
+	maxResend     = time.Minute
+	minKeepAlive  = 5 * time.Second
+	maxKeepAlive  = 18 * time.Hour
+)
+
+// session is one connection from CONNECT to its end. All of it runs in one
+// goroutine, but for the reading of the socket.
+type session struct {
+	l *Link
+	c *conn
+
+	epoch      uint64
+	helloFirst uint64 // First of the newest Hello
+	welcomed   bool   // may send reports
+	pending    bool   // was told to wait
+	sent       uint64 // sequence to send next
+	logged     uint64 // the manager has all before it, receipted or not
+	window     uint64
+	resend     time.Duration // of the settings
+	interval   time.Duration // until the next repeat; doubles
+
+	lingerAt, resendAt, answerBy time.Time // zero: none
+	pongBy                       time.Time
+	lastHeard                    time.Time
+	keepAlive                    time.Duration
+}
+
+// session connects and serves until the connection ends. It returns nil only
+// when ctx is done.
+func (l *Link) session(ctx context.Context) error {
+	keepAlive := l.keepAlive
+	c, err := l.open(ctx, keepAlive)
+	if err != nil {
+		return err
+	}
+	incoming, failed := make(chan packets.ControlPacket), make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(incoming)
+		for {
+			p, err := readPacket(c)
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case incoming <- p:
+			case <-done:
+				return
+			}
+		}
+	}()
+	defer func() {
+		close(done)
+		c.shut()
+		for range incoming { // until the reader is gone
+		}
+	}()
+	s := &session{l: l, c: c, keepAlive: keepAlive, lastHeard: time.Now(), window: defaultWindow, resend: defaultResend}
+	return s.serve(ctx, incoming, failed)
+}
+
+func (s *session) serve(ctx context.Context, incoming <-chan packets.ControlPacket, failed <-chan error) error {
+	if err := s.hello(); err != nil {
+		return err
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		if err := s.due(now); err != nil {
+			return err
+		}
+		timer.Reset(s.next().Sub(now))
+		select {
+		case <-ctx.Done():
+			if err := s.c.bye("stopping"); err != nil {
+				s.l.c.Log.Debug("goodbye not sent", "error", err)
+			}
+			return nil
+		case <-timer.C:
+		case <-s.l.c.Store.Changed():
+			if s.lingerAt.IsZero() {
+				s.lingerAt = time.Now().Add(s.l.c.Linger)
+			}
+		case p, ok := <-incoming:
+			if !ok {
+				return fmt.Errorf("read: %w", <-failed)
+			}
+			s.lastHeard, s.pongBy = time.Now(), time.Time{}
+			if err := s.packet(p); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// due does what the time has come for.
+func (s *session) due(now time.Time) error {
+	passed := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
+	switch {
+	case passed(s.answerBy):
+		return errors.New("the manager does not welcome this device")
+	case passed(s.pongBy):
+		return errors.New("the manager does not answer")
+	}
+	if passed(s.resendAt) {
+		// What the manager has too goes again: it answers with the receipt
+		// that got lost.
+		_, s.sent, _ = s.l.c.Store.Numbers()
+		s.interval = min(2*s.interval, maxResend)
+		s.resendAt = now.Add(s.interval)
+		s.l.c.Log.Debug("no receipt; sending again", "from", s.sent, "wait", s.interval)
+		s.lingerAt = now
+	}
+	if s.pongBy.IsZero() && (!now.Before(s.c.lastSent.Add(s.keepAlive)) || !now.Before(s.lastHeard.Add(s.keepAlive))) {
+		if err := s.c.write(packets.NewControlPacket(packets.Pingreq), writeTimeout); err != nil {
+			return fmt.Errorf("ping: %w", err)
+		}
+		s.pongBy = now.Add(s.l.c.Patience)
+	}
+	return s.send(now)
+}
+
+// next is when due has something to do at the latest.
+func (s *session) next() time.Time {
+	t := s.c.lastSent.Add(s.keepAlive)
+	if !s.pongBy.IsZero() {
+		t = s.pongBy
+	} else if h := s.lastHeard.Add(s.keepAlive); h.Before(t) {
+		t = h
+	}
+	for _, other := range []time.Time{s.lingerAt, s.resendAt, s.answerBy} {
+		if !other.IsZero() && other.Before(t) {
+			t = other
+		}
+	}
+	return t
+}
+
+// send sends what the window permits. Less than a full packet waits for the
+// linger time.
+func (s *session) send(now time.Time) error {
+	if !s.welcomed {
+		s.lingerAt = time.Time{}
+		return nil
+	}
+	_, first, next := s.l.c.Store.Numbers()
+	s.sent = max(s.sent, first)
+	for {
+		limit := min(next, max(first, s.logged)+s.window)
+		if s.sent >= limit {
+			s.lingerAt = time.Time{}
+			return nil
+		}
+		count := int(min(limit-s.sent, wire.MaxReports))
+		if count < wire.MaxReports && !s.lingerAt.IsZero() && now.Before(s.lingerAt) {
+			return nil
+		}
+		reports, err := s.l.c.Store.Reports(s.sent, count)
+		if err != nil {
+			return stored(err)
+		}
+		if len(reports) == 0 || reports[0].Seq != s.sent {
+			return stored(fmt.Errorf("report %d is not in the outbox", s.sent))
+		}
+		if err := s.c.publish(wire.Up{Epoch: s.epoch, Reports: reports}); err != nil {
+			return fmt.Errorf("send reports: %w", err)
+		}
+		s.sent += uint64(len(reports))
+		if s.resendAt.IsZero() {
+			s.interval = s.resend
+			s.resendAt = now.Add(s.interval)
+		}
+	}
+}
+
+// hello opens the session, or opens it again.
+func (s *session) hello() error {
+	sum, err := s.l.c.Store.Summary()
+	if err != nil {
+		return stored(err)
+	}
+	s.epoch, s.helloFirst, s.sent, s.logged = sum.Epoch, sum.First, sum.First, sum.First
+	s.welcomed, s.resendAt, s.lingerAt = false, time.Time{}, time.Time{}
+	s.l.welcomed.Store(false)
+	s.answerBy = time.Now().Add(s.l.c.Patience)
+	if err := s.c.publish(wire.Up{Hello: &wire.Hello{
+		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
+		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open,
+	}}); err != nil {
+		return fmt.Errorf("say hello: %w", err)
+	}
+	return nil
+}
+
+// packet takes what came from the broker.
+func (s *session) packet(p packets.ControlPacket) error {
+	switch p := p.(type) {
+	case *packets.PublishPacket:
+		if p.TopicName != wire.DownTopic(s.l.c.Device) {
+			return nil
+		}
+		d, err := wire.DecodeDown(p.Payload)
+		if err != nil {
+			s.l.logSparsely("message from the manager not understood", err)
+			return nil
+		}
+		return s.down(d)
+	case *packets.PingrespPacket:
+		return nil
+	default:
+		return errUnexpected
+	}
+}
+
+// down takes a message from the manager, its parts in the order in which they
+// matter to each other.
+func (s *session) down(d wire.Down) error {
+	if d.Error != nil {
+		if err := s.refused(*d.Error); err != nil {
+			return err
+		}
+	}
+	if d.Greet {
+		if err := s.hello(); err != nil {
+			return err
+		}
+	}
+	if d.Receipt != nil {
+		s.receipt(*d.Receipt)
+	}
+	if d.Welcome != nil {
+		if err := s.welcome(*d.Welcome); err != nil {
+			return err
+		}
+	}
+	if d.Resend != nil {
+		if err := s.rewind(*d.Resend); err != nil {
+			return err
+		}
+	}
+	if d.Resync {
+		s.l.c.Resync()
+	}
+	if len(d.Cancels) > 0 {
+		if err := s.l.c.Cancel(d.Cancels); err != nil {
+			s.l.logSparsely("cancel not taken", err)
+		}
+	}
+	if len(d.Tasks) > 0 {
+		if err := s.l.c.Tasks(d.Tasks); err != nil {
+			s.l.logSparsely("task not taken", err)
+		}
+	}
+	return nil
+}
+
+func (s *session) welcome(w wire.Welcome) error {
+	if !w.Time.IsZero() {
+		if err := s.l.c.Store.SetClock(w.Time); err != nil {
+			return stored(err)
+		}
+	}
+	s.l.c.Welcome(w)
+	s.settings(w.Settings)
+	s.answerBy = time.Time{}
+	if w.Pending {
+		if !s.pending {
+			s.l.c.Log.Info("connected to the manager; this device waits for approval", "addr", s.l.c.Addr)
+		}
+		s.pending, s.welcomed, s.resendAt = true, false, time.Time{}
+		s.connected()
+		return nil
+	}
+	s.pending = false
+	_, first, next := s.l.c.Store.Numbers()
+	expects := max(w.Next, 1)
+	if expects < s.helloFirst || expects > next {
+		// One of the two was set back to an older copy of itself.
+		s.l.c.Log.Warn("the manager's count does not fit the outbox; starting a new epoch",
+			"manager_expects", expects, "first", s.helloFirst, "next", next)
+		return s.newEpoch()
+	}
+	if !s.welcomed {
+		s.l.c.Log.Info("connected to the manager", "addr", s.l.c.Addr, "waiting", next-first)
+	}
+	s.welcomed = true
+	s.connected()
+	s.logged = max(s.logged, expects)
+	s.sent = max(first, expects)
+	s.resendAt = time.Time{}
+	if first < next {
+		s.interval = s.resend
+		s.resendAt = time.Now().Add(s.interval)
+	}
+	return nil
+}
+
+// connected counts the session once.
+func (s *session) connected() {
+	if !s.l.welcomed.Swap(true) {
+		s.l.sessions.Add(1)
+	}
+}
+
+func (s *session) settings(set wire.Settings) {
+	if set.Window > 0 {
+		s.window = uint64(set.Window)
+	}
+	if set.Resend > 0 {
+		s.resend = min(time.Duration(set.Resend)*time.Millisecond, maxResend)
+	}
+	if set.KeepAlive > 0 {
+		s.l.keepAlive = min(max(time.Duration(set.KeepAlive)*time.Second, minKeepAlive), maxKeepAlive)
+	}
+}
+
+func (s *session) receipt(r wire.Receipt) {
+	if !s.l.c.Store.Receipt(r.Epoch, r.Seq) {
+		return
+	}
+	s.logged = max(s.logged, r.Seq+1)
+	s.interval = s.resend
+	_, first, _ := s.l.c.Store.Numbers()
+	if s.resendAt = time.Now().Add(s.interval); s.sent <= first {
+		s.resendAt = time.Time{}
+	}
+	if s.lingerAt.IsZero() {
+		s.lingerAt = time.Now() // what waited for the window goes now
+	}
+}
+
+// rewind sends again from where the manager misses something.
+func (s *session) rewind(r wire.Resend) error {
+	if r.Epoch != s.epoch || !s.welcomed {
+		return nil
+	}
+	_, first, _ := s.l.c.Store.Numbers()
+	switch {
+	case r.Seq < s.helloFirst:
+		s.l.c.Log.Warn("the manager asks for what it has receipted; starting a new epoch", "asks", r.Seq, "first", s.helloFirst)
+		return s.newEpoch()
+	case r.Seq < first || r.Seq >= s.sent:
+		return nil // overtaken by a receipt
+	}
+	s.sent, s.lingerAt = r.Seq, time.Now()
+	return nil
+}
+
+// newEpoch numbers the outbox anew and greets again. A complete inventory
+// follows, because the store knows of none.
+func (s *session) newEpoch() error {
+	if err := s.l.c.Store.NewEpoch(); err != nil {
+		return stored(err)
+	}
+	s.l.c.Resync()
+	return s.hello()
+}
+
+// refused hears what the manager did not like.
+func (s *session) refused(e wire.Error) error {
+	err := fmt.Errorf("%s: %s", e.Code, e.Message)
+	switch e.Code {
+	case wire.ErrorTooLarge, wire.ErrorInvalid, wire.ErrorUnknown, wire.ErrorMalformed:
+		if e.Seq == 0 {
+			break
+		}
+		was, ok, storeErr := s.l.c.Store.Refuse(e.Seq)
+		if storeErr != nil {
+			return stored(storeErr)
+		}
+		if ok {
+			s.l.c.Log.Error("report dropped: the manager refuses it", "seq", e.Seq, "report", kindOf(was), "error", err)
+		}
+		return nil
+	}
+	s.l.logSparsely("the manager reports an error", err)
+	return nil
+}
+
+// kindOf names a report for the log.
+func kindOf(r wire.Report) string {
+	switch {
+	case r.Host != nil:
+		return "host"
+	case r.Condition != nil:
+		return "condition " + r.Condition.Condition
+	case r.VM != nil:
+		return "vm " + r.VM.ID
+	case r.VMPatch != nil:
+		return "vm patch " + r.VMPatch.ID
+	case r.VMGone != nil:
+		return "vm gone " + r.VMGone.ID
+	case r.Inventory != nil:
+		return "inventory"
+	case r.Task != nil:
+		return "task " + r.Task.ID.String() + " " + r.Task.State
+	default:
+		return "empty"
+	}
+}
