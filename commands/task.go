@@ -104,8 +104,9 @@ type ExpireTask struct {
 	Task   events.TaskID
 }
 
-// EndTask ends an open task that nobody will report on any more, because its
-// device was retired.
+// EndTask ends an open task that nobody will report on any more: its device was
+// retired, or does not know it any more. One that was not accepted is
+// cancelled; an accepted one has failed, since nobody can tell its outcome.
 type EndTask struct {
 	Device events.DeviceID
 	Task   events.TaskID

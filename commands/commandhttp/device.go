@@ -45,10 +45,11 @@ func (p LabelPatch) MarshalJSON() ([]byte, error) { return json.Marshal(p.set) }
 
 // Schema describes the patch.
 func (LabelPatch) Schema(huma.Registry) *huma.Schema {
-	limit, value := commands.MaxLabels, commands.MaxLabelValue
+	limit, length := commands.MaxLabels, commands.MaxLabelValue
+	value := &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: &length}
+	value.PrecomputeMessages()
 	return &huma.Schema{
-		Type: huma.TypeObject, Nullable: true, MaxProperties: &limit,
-		AdditionalProperties: &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: &value},
+		Type: huma.TypeObject, Nullable: true, MaxProperties: &limit, AdditionalProperties: value,
 		Examples:             []any{map[string]any{"site": "fra", "old": nil}},
 	}
 }
@@ -116,6 +117,9 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 	want, err := httpapi.IfMatch(in.IfMatch)
 	if err != nil {
 		return nil, err
+	}
+	if in.Body.Name != nil && in.Body.Name.null {
+		return nil, httpapi.Invalid("body.name", "expected string: a device always has a name")
 	}
 	if in.Body.Name == nil && in.Body.Labels.empty() {
 		return nil, httpapi.Invalid("body", "changes nothing: give name or labels")

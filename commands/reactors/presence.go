@@ -50,6 +50,8 @@ type sight struct {
 	live    bool
 	// written says that the log holds what is to be said of the session.
 	written bool
+	// news counts what was heard, to see whether more came during a command.
+	news int
 	// Without a session: when to give up, and what to say then.
 	giveUp time.Time
 	since  time.Time
@@ -82,6 +84,7 @@ func (p *Presence) Connected(device events.DeviceID, s commands.Session) {
 	// Within the grace time nothing is new, unless the agent is another one.
 	k.written = k.written && k.session.AgentVersion == s.AgentVersion && k.session.Protocol == s.Protocol
 	k.session, k.live = s, true
+	k.news++
 	listeners := p.listeners
 	p.mu.Unlock()
 	p.agenda.at(device, p.now())
@@ -100,9 +103,10 @@ func (p *Presence) Disconnected(device events.DeviceID, s commands.Session, reas
 		p.mu.Unlock()
 		return
 	}
-	k.live, k.since, k.giveUp, k.reason = false, now, now.Add(p.grace), reason
+	giveUp := now.Add(p.grace)
+	k.live, k.since, k.giveUp, k.reason = false, now, giveUp, reason
 	p.mu.Unlock()
-	p.agenda.at(device, k.giveUp)
+	p.agenda.at(device, giveUp)
 }
 
 // live says whether the device has a session.
@@ -143,6 +147,7 @@ func (p *Presence) lost(device events.DeviceID) {
 	live := k != nil && k.live
 	if live {
 		k.written = false
+		k.news++
 	}
 	p.mu.Unlock()
 	if live {
@@ -175,9 +180,7 @@ func (p *Presence) record(ctx context.Context, device events.DeviceID) (time.Tim
 			return time.Time{}, err
 		}
 		p.mu.Lock()
-		if k.session.Conn == s.session.Conn {
-			k.written = true
-		}
+		k.written = k.news == s.news
 		p.mu.Unlock()
 		return time.Time{}, nil
 	case now.Before(s.giveUp):

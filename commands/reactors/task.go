@@ -66,13 +66,19 @@ func (t *tasks) look(id events.DeviceID) {
 	t.agenda.at(id, t.now())
 }
 
-// connected is told of each new session.
+// connected is told of each new session. The door has sent the device its
+// open tasks by way of greeting: that counts as a first push.
 func (t *tasks) connected(id events.DeviceID) {
+	now := t.now()
 	t.mu.Lock()
-	_, open := t.queues[id]
+	q := t.queues[id]
+	if q != nil {
+		q.news++
+		q.pushes, q.pushed = 1, now
+	}
 	t.mu.Unlock()
-	if open {
-		t.look(id)
+	if q != nil {
+		t.agenda.at(id, now.Add(t.pause(1)))
 	}
 }
 
