@@ -50,7 +50,7 @@ func (LabelPatch) Schema(huma.Registry) *huma.Schema {
 	value.PrecomputeMessages()
 	return &huma.Schema{
 		Type: huma.TypeObject, Nullable: true, MaxProperties: &limit, AdditionalProperties: value,
-		Examples:             []any{map[string]any{"site": "fra", "old": nil}},
+		Examples: []any{map[string]any{"site": "fra", "old": nil}},
 	}
 }
 
@@ -75,6 +75,22 @@ func (p LabelPatch) apply(labels map[string]string) map[string]string {
 type UpdateDevice struct {
 	Name   *string    `json:"name,omitempty" minLength:"1" maxLength:"253" example:"shop-0042" doc:"New display name: printable characters, no white space at the ends."`
 	Labels LabelPatch `json:"labels,omitzero" doc:"Labels to set (string) or remove (null); others stay. null removes all. Keys and values are those of Kubernetes."`
+
+	nameless bool // name is null, which encoding/json cannot tell from absent
+}
+
+// UnmarshalJSON reads the request.
+func (u *UpdateDevice) UnmarshalJSON(b []byte) error {
+	type plain UpdateDevice
+	if err := json.Unmarshal(b, (*plain)(u)); err != nil {
+		return err
+	}
+	var raw struct {
+		Name json.RawMessage `json:"name"`
+	}
+	err := json.Unmarshal(b, &raw)
+	u.nameless = string(raw.Name) == "null"
+	return err
 }
 
 // RetireDevice says why a device is retired.
@@ -118,7 +134,7 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 	if err != nil {
 		return nil, err
 	}
-	if in.Body.Name != nil && in.Body.Name.null {
+	if in.Body.nameless {
 		return nil, httpapi.Invalid("body.name", "expected string: a device always has a name")
 	}
 	if in.Body.Name == nil && in.Body.Labels.empty() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -228,6 +229,14 @@ func init() {
 			logged(ctx.Context(), fmt.Errorf("%s: %w", msg, errors.Join(errs...)), p)
 		}
 		return se
+	}
+	huma.ErrorFormatter = func(format string, args ...any) string {
+		for i, a := range args {
+			if f, ok := a.(float64); ok { // limits are whole numbers: no exponents
+				args[i] = strconv.FormatFloat(f, 'f', -1, 64)
+			}
+		}
+		return fmt.Sprintf(format, args...)
 	}
 	huma.ValidateStrictCasing = true
 	huma.DefaultArrayNullable = false

@@ -115,7 +115,7 @@ func (h *Handlers) listDeviceVMs(ctx context.Context, in *struct {
 	DevicePath
 	Sorted
 	Window
-	vmState
+	VMState
 },
 ) (*List[httpapi.VM], error) {
 	id, err := in.id()

@@ -17,8 +17,8 @@ import (
 	"pallas/internal/httpapi"
 )
 
-// eventFilter holds the parameters that pick events.
-type eventFilter struct {
+// EventFilter holds the parameters that pick events.
+type EventFilter struct {
 	Device string    `query:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Only events of this device: identity, inventory and tasks."`
 	Type   []string  `query:"type" maxItems:"64" example:"[\"TaskSucceeded\",\"TaskFailed\"]" doc:"Only events of these types; schema/events has a file for each."`
 	Actor  string    `query:"actor" maxLength:"128" example:"user:admin" doc:"Only events that this actor caused."`
@@ -62,7 +62,7 @@ func (h *Handlers) registerEvents(api huma.API) {
 }
 
 type listEventsInput struct {
-	eventFilter
+	EventFilter
 	Until  time.Time `query:"until" example:"2026-11-24T00:00:00Z" doc:"Only events decided before this instant."`
 	Order  string    `query:"order" enum:"asc,desc" default:"asc" example:"desc" doc:"asc begins with the oldest, desc with the newest."`
 	Limit  int       `query:"limit" minimum:"1" maximum:"1000" example:"100" doc:"How many events to answer at most. 100 for a page when not given, no limit for NDJSON."`
@@ -157,7 +157,7 @@ func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQue
 }
 
 type streamEventsInput struct {
-	eventFilter
+	EventFilter
 	LastEventID string `header:"Last-Event-ID" maxLength:"64" pattern:"^[0-9]{1,19}([.][0-9]{1,9})?$" patternDescription:"the id of an event that was received" example:"1840" doc:"id of the last event that was received. Goes before after."`
 }
 
@@ -250,7 +250,7 @@ func appendSSE(b []byte, list []httpapi.Event) []byte {
 }
 
 // query returns what the parameters ask for.
-func (f eventFilter) query() (eventQuery, error) {
+func (f EventFilter) query() (eventQuery, error) {
 	q := eventQuery{actor: events.Actor(f.Actor), since: f.Since}
 	device, err := deviceParam(f.Device)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"pallas/projections"
 )
 
-// vmState holds the parameters that pick virtual machines by state.
-type vmState struct {
+// VMState holds the parameters that pick virtual machines by state.
+type VMState struct {
 	Power []string `query:"power" enum:"on,off,suspended,unknown" example:"[\"on\"]" doc:"Only those with one of these power states."`
 	Tools []string `query:"tools" enum:"running,notRunning,notInstalled,unknown" example:"[\"running\"]" doc:"Only those with one of these states of the guest tools."`
 }
@@ -34,7 +34,7 @@ func (h *Handlers) listVMs(ctx context.Context, in *struct {
 	Labelled
 	Sorted
 	Window
-	vmState
+	VMState
 	Device string `query:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Only those of this device."`
 },
 ) (*List[httpapi.VM], error) {
