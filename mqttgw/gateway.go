@@ -57,10 +57,10 @@ type Config struct {
 }
 
 const (
-	// shardQueue is how many packets wait for one worker, sessionQueue how
-	// many of them may be one device's.
-	shardQueue   = 1024
-	sessionQueue = 32
+	// shardQueue is how many packets wait for one worker. A device has at most
+	// twice its window of them, or minSessionQueue.
+	shardQueue      = 4096
+	minSessionQueue = 64
 	// maxQueuedBytes bounds all waiting packets together.
 	maxQueuedBytes = 256 << 20
 	// receiptTick is how often receipts are looked for.
@@ -84,6 +84,8 @@ type Gateway struct {
 	seed        maphash.Seed
 	shards      []*shard
 	queuedBytes atomic.Int64
+	// sessionQueue is how many packets of one device may wait.
+	sessionQueue int
 	// devices is the connection that packets go through; set by Run.
 	devices atomic.Pointer[nats.Conn]
 
@@ -129,7 +131,7 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		broker: cfg.Broker, commands: cfg.Commands, presence: cfg.Presence, cfg: cfg, log: cfg.Log, now: cfg.Now,
-		seed: maphash.MakeSeed(),
+		seed: maphash.MakeSeed(), sessionQueue: max(minSessionQueue, 2*cfg.Settings.Window),
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pallas_device_reports_total", Help: "Reports of devices that were taken, repeats not counted.",
 		}),

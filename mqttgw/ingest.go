@@ -50,7 +50,7 @@ func (g *Gateway) intake(subject string, data []byte) {
 		if kick = s.flood%floodKick == 0; kick {
 			s.reason = "sent far more than the permitted rate"
 		}
-	case s.queued >= sessionQueue, g.queuedBytes.Load() > maxQueuedBytes:
+	case s.queued >= g.sessionQueue, g.queuedBytes.Load() > maxQueuedBytes:
 		reason = "overload"
 	}
 	if reason == "" {

@@ -26,7 +26,7 @@ type session struct {
 	gone    bool     // no longer in the shard's map
 	live    commands.Session
 	queued  int // packets in the shard's queue
-	limiter rate.Limiter
+	limiter *rate.Limiter
 	flood   int    // packets beyond the rate
 	reason  string // why the session is being closed, when it is known
 
@@ -116,9 +116,7 @@ func (g *Gateway) noteConn(id events.DeviceID, conn uint64, address string) bool
 	defer sh.mu.Unlock()
 	s := sh.sessions[id]
 	if s == nil {
-		s = &session{id: id}
-		s.limiter.SetLimit(rate.Limit(g.cfg.Rate))
-		s.limiter.SetBurst(g.cfg.Burst)
+		s = &session{id: id, limiter: rate.NewLimiter(rate.Limit(g.cfg.Rate), g.cfg.Burst)}
 		sh.sessions[id] = s
 	}
 	if slices.Contains(s.conns, conn) {
