@@ -276,9 +276,9 @@ func (a *Agent) keepID(device string, log *slog.Logger) func(context.Context) {
 		if done || time.Now().Before(next) {
 			return
 		}
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		limited, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
-		err := identity.Keep(ctx, a.c.Driver, device, log)
+		err := identity.Keep(limited, a.c.Driver, device, log)
 		done = err == nil || hypervisor.CodeOf(err) == wire.CodeReadOnly
 		if err == nil || ctx.Err() != nil {
 			return

@@ -49,6 +49,10 @@ const progressRoom = 64
 // pruneEvery is the number of outcomes between two clean-ups of the journal.
 const pruneEvery = 64
 
+// ErrFull says that the device has as many open tasks as a Hello can tell of.
+// The manager keeps those it is not told to be accepted, and sends them again.
+var ErrFull = errors.New("too many open tasks")
+
 // Executor runs tasks.
 type Executor struct {
 	c Config
@@ -58,6 +62,7 @@ type Executor struct {
 	queues  map[string][]store.Task
 	order   []string // machines with waiting tasks and no running one, in turn
 	busy    map[string]bool
+	open    int // accepted and not ended
 	workers int
 	wg      sync.WaitGroup
 	ended   int
@@ -109,7 +114,7 @@ func (e *Executor) resume(ctx context.Context) error {
 	}
 	// What was submitted before Run is in the journal, and so in open.
 	clear(e.queues)
-	e.order = nil
+	e.order, e.open = nil, 0
 	e.run = ctx
 	for _, task := range open {
 		e.enqueue(task)
@@ -146,6 +151,8 @@ func (e *Executor) submit(t wire.Task) error {
 		task.State, task.Code, task.Message = e.judge(t, now)
 		if task.Ended() {
 			task.End = now
+		} else if e.open >= wire.MaxItems {
+			return ErrFull
 		}
 		if err := tx.ReportTask(task, now); err != nil {
 			return err
@@ -238,7 +245,9 @@ func (e *Executor) cancel(id uuid.UUID) error {
 	switch {
 	case cancelled:
 		e.c.Log.Info("task cancelled", "task", id)
-		e.queues[task.VM] = slices.DeleteFunc(e.queues[task.VM], func(t store.Task) bool { return t.ID == id })
+		q := e.queues[task.VM]
+		e.queues[task.VM] = slices.DeleteFunc(q, func(t store.Task) bool { return t.ID == id })
+		e.open -= len(q) - len(e.queues[task.VM])
 	case !task.Ended():
 		e.c.Log.Info("task runs already and cannot be cancelled; its outcome will tell", "task", id)
 	}
@@ -251,9 +260,11 @@ func (e *Executor) enqueue(task store.Task) {
 		e.order = append(e.order, task.VM)
 	}
 	e.queues[task.VM] = append(e.queues[task.VM], task)
+	e.open++
 	if e.run != nil && e.workers < e.c.Parallel {
 		e.workers++
-		e.wg.Go(func() { e.work(e.run) })
+		ctx := e.run
+		e.wg.Go(func() { e.work(ctx) })
 	}
 }
 
@@ -264,10 +275,9 @@ func (e *Executor) work(ctx context.Context) {
 		if !ok {
 			return
 		}
-		if err := e.do(ctx, task); err != nil && ctx.Err() == nil {
-			e.c.Log.Error("task left open: its state cannot be written", "task", task.ID, "error", err)
-		}
+		e.do(ctx, task)
 		e.mu.Lock()
+		e.open--
 		delete(e.busy, task.VM)
 		if len(e.queues[task.VM]) > 0 {
 			e.order = append(e.order, task.VM)
@@ -285,6 +295,9 @@ func (e *Executor) take(ctx context.Context) (store.Task, bool) {
 		vm := e.order[0]
 		e.order = e.order[1:]
 		q := e.queues[vm]
+		if e.busy[vm] { // in the list twice: see cancel
+			continue
+		}
 		if len(q) == 0 { // cancelled meanwhile
 			delete(e.queues, vm)
 			continue
@@ -300,71 +313,61 @@ func (e *Executor) take(ctx context.Context) (store.Task, bool) {
 	return store.Task{}, false
 }
 
-// do brings one task to its end. An error leaves it open.
-func (e *Executor) do(ctx context.Context, task store.Task) error {
+// do brings one task to its end. It leaves it open when ctx is done before.
+func (e *Executor) do(ctx context.Context, task store.Task) {
 	if task.Began {
-		state, code, message, err := e.whatBecame(ctx, task)
-		if err != nil {
-			return err
+		if state, code, message, ok := e.whatBecame(ctx, task); ok {
+			e.end(ctx, task, state, code, message)
 		}
-		return e.end(ctx, task, state, code, message)
+		return
 	}
-	now := e.c.Now()
-	begun, err := e.begin(&task, now)
-	if err != nil || !begun {
-		return err
+	task, begun := e.begin(ctx, task)
+	if !begun {
+		return
 	}
 	if !task.Began {
-		return e.end(ctx, task, wire.StateFailed, wire.CodeDeadline, late(task.Deadline, now))
+		e.end(ctx, task, wire.StateFailed, wire.CodeDeadline, late(task.Deadline, e.c.Now()))
+		return
 	}
 	limited, cancel := context.WithTimeout(ctx, e.c.Timeout)
 	defer cancel()
-	err = e.c.Driver.Run(limited, wire.Task{ID: task.ID, Kind: task.Kind, VM: task.VM, Deadline: task.Deadline}, e.progress(task.ID))
-	if ctx.Err() != nil && err != nil {
-		return ctx.Err() // the next start finds out what became of it
+	err := e.c.Driver.Run(limited, wire.Task{ID: task.ID, Kind: task.Kind, VM: task.VM, Deadline: task.Deadline}, e.progress(task.ID))
+	if err != nil && ctx.Err() != nil {
+		return // the next start finds out what became of it
 	}
 	if e.c.Refresh != nil {
 		e.c.Refresh(ctx)
 	}
 	switch {
 	case err == nil:
-		return e.end(ctx, task, wire.StateSucceeded, "", "")
+		e.end(ctx, task, wire.StateSucceeded, "", "")
 	case limited.Err() != nil:
-		return e.end(ctx, task, wire.StateFailed, wire.CodeInterrupted,
+		e.end(ctx, task, wire.StateFailed, wire.CodeInterrupted,
 			fmt.Sprintf("the host did not finish it within %v; what became of it is not known", e.c.Timeout))
 	default:
-		return e.end(ctx, task, wire.StateFailed, hypervisor.CodeOf(err), err.Error())
+		e.end(ctx, task, wire.StateFailed, hypervisor.CodeOf(err), err.Error())
 	}
 }
 
-// begin notes in the journal that the host will be asked. It says false when
-// the task was cancelled in the last moment, and leaves Began unset when the
-// task's time is over.
-func (e *Executor) begin(task *store.Task, now time.Time) (begun bool, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	err = e.c.Store.Update(func(tx *store.Tx) error {
-		known, ok, err := tx.Task(task.ID)
-		if err != nil {
-			return err
-		}
-		if begun = ok && !known.Ended(); !begun {
-			return nil
-		}
-		*task = known
-		if !known.Deadline.IsZero() && now.After(known.Deadline) {
+// begin notes in the journal that the host will be asked. ok is false when the
+// task was cancelled in the last moment; Began stays unset when the task's time
+// is over.
+func (e *Executor) begin(ctx context.Context, task store.Task) (_ store.Task, ok bool) {
+	err := e.write(ctx, task, func(tx *store.Tx, known store.Task, now time.Time) error {
+		task = known
+		if ok = !known.Ended(); !ok || (!known.Deadline.IsZero() && now.After(known.Deadline)) {
 			return nil
 		}
 		task.Began = true
-		return tx.PutTask(*task)
+		return tx.PutTask(task)
 	})
-	return begun, err
+	return task, ok && err == nil
 }
 
-// end writes an outcome to the journal and the outbox. It does not give up
-// before ctx is done: what happened on the host must not be forgotten for a
-// full disk.
-func (e *Executor) end(ctx context.Context, task store.Task, state, code, message string) error {
+// write changes the journal's entry of a task. While it cannot, for a full disk
+// perhaps, it tries again until ctx is done: a task neither begins unnoted, nor
+// is its outcome forgotten.
+func (e *Executor) write(ctx context.Context, task store.Task, change func(tx *store.Tx, known store.Task, now time.Time) error) error {
 	again := retry.Backoff{Base: time.Second, Cap: time.Minute}
 	for {
 		now := e.c.Now()
@@ -373,19 +376,28 @@ func (e *Executor) end(ctx context.Context, task store.Task, state, code, messag
 			if err != nil {
 				return err
 			}
-			if ok {
-				task = known
+			if !ok {
+				known = task
 			}
-			task.State, task.Code, task.Message, task.End = state, code, clip(message), now
-			return tx.ReportTask(task, now)
+			return change(tx, known, now)
 		})
 		if err == nil {
-			break
+			return nil
 		}
-		e.c.Log.Error("cannot write a task's outcome yet", "task", task.ID, "error", err)
+		e.c.Log.Error("cannot write a task's state; trying again", "task", task.ID, "error", err)
 		if retry.Pause(ctx, again.Next()) != nil {
 			return err
 		}
+	}
+}
+
+// end writes an outcome to the journal and the outbox.
+func (e *Executor) end(ctx context.Context, task store.Task, state, code, message string) {
+	if e.write(ctx, task, func(tx *store.Tx, known store.Task, now time.Time) error {
+		known.State, known.Code, known.Message, known.End = state, code, clip(message), now
+		return tx.ReportTask(known, now)
+	}) != nil {
+		return
 	}
 	level := slog.LevelInfo
 	if state != wire.StateSucceeded {
@@ -401,7 +413,6 @@ func (e *Executor) end(ctx context.Context, task store.Task, state, code, messag
 			e.c.Log.Error("cannot clean up the journal", "error", err)
 		}
 	}
-	return nil
 }
 
 // progress returns what a driver tells progress to. It reports now and then,

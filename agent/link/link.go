@@ -80,11 +80,13 @@ type Stats struct {
 	// Sessions is how many were welcomed, Connected whether one is now.
 	Sessions  uint64
 	Connected bool
+	// Pending is how many reports have no receipt yet.
+	Pending int
 }
 
 // Stats returns the counters.
 func (l *Link) Stats() Stats {
-	return Stats{In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load()}
+	return Stats{In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load(), Pending: l.c.Store.Len()}
 }
 
 // Run keeps the line up until ctx is done, and then says goodbye and returns

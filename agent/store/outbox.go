@@ -36,6 +36,9 @@ func (t *Tx) Report(r wire.Report) (uint64, error) {
 // First is the sequence of the oldest report without a receipt.
 func (t *Tx) First() uint64 { return t.state.first }
 
+// Next is the sequence of the next report to be made.
+func (t *Tx) Next() uint64 { return t.state.next }
+
 // Summary is the outbox, the inventory and the journal as a Hello tells them.
 type Summary struct {
 	Epoch, First, Next uint64
