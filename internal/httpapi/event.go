@@ -40,6 +40,9 @@ type Payload json.RawMessage
 // MarshalJSON returns the payload itself.
 func (p Payload) MarshalJSON() ([]byte, error) { return json.RawMessage(p).MarshalJSON() }
 
+// UnmarshalJSON keeps the payload as it is.
+func (p *Payload) UnmarshalJSON(b []byte) error { return (*json.RawMessage)(p).UnmarshalJSON(b) }
+
 // Schema describes a payload: some object.
 func (Payload) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
