@@ -39,9 +39,10 @@ type Config struct {
 // Store is an [events.Store] on JetStream. Its methods may be used at the same
 // time.
 type Store struct {
-	conn *nats.Conn
-	js   jetstream.JetStream
-	log  *slog.Logger
+	conn   *nats.Conn
+	js     jetstream.JetStream
+	stream jetstream.Stream
+	log    *slog.Logger
 }
 
 var _ events.Store = (*Store)(nil)
@@ -65,10 +66,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
-	if err := openStream(ctx, js, streamConfig(c.Replicas, c.MaxBytes)); err != nil {
+	stream, err := openStream(ctx, js, streamConfig(c.Replicas, c.MaxBytes))
+	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
-	return &Store{conn: c.Conn, js: js, log: c.Log}, nil
+	return &Store{conn: c.Conn, js: js, stream: stream, log: c.Log}, nil
 }
 
 // Append implements [events.Store].
@@ -130,7 +132,7 @@ func (s *Store) publish(ctx context.Context, expected uint64, d events.Decision,
 // revision: those that the caller would have to load anyway. A log that does
 // not answer has not been searched, and the conflict stands.
 func (s *Store) find(ctx context.Context, d events.Decision, after uint64) (position uint64, found bool) {
-	for m, err := range s.messages(ctx, string(d.Subject), start{after: after}) {
+	for m, err := range s.aggregate(ctx, d.Subject, after) {
 		if err != nil {
 			return 0, false
 		}
@@ -175,4 +177,13 @@ func (s *Store) Last(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("last position: %w", err)
 	}
 	return m.position, nil
+}
+
+// Bytes returns the size of the log as it is stored.
+func (s *Store) Bytes(ctx context.Context) (uint64, error) {
+	stream, err := s.js.Stream(ctx, streamName)
+	if err != nil {
+		return 0, fmt.Errorf("read the size of the log: %w", translate(err))
+	}
+	return stream.CachedInfo().State.Bytes, nil
 }

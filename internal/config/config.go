@@ -78,4 +78,7 @@ func (d *Duration) UnmarshalYAML(b []byte) error {
 }
 
 // MarshalYAML writes the text form.
-func (d Duration) MarshalYAML() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalYAML() ([]byte, error) { return []byte(d.String()), nil }
+
+// String returns the text form.
+func (d Duration) String() string { return time.Duration(d).String() }

@@ -227,7 +227,8 @@ func serial(infos []types.HostSystemIdentificationInfo) string {
 }
 
 func mapDatastore(ds mo.Datastore) wire.Datastore {
-	capacity, free := ds.Summary.Capacity/mib, ds.Summary.FreeSpace/mib
+	// An overcommitted datastore has nothing free, not less than nothing.
+	capacity, free := ds.Summary.Capacity/mib, max(ds.Summary.FreeSpace/mib, 0)
 	if step := capacity / 100; step > 0 {
 		free -= free % step
 	}

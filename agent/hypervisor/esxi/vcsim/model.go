@@ -136,6 +136,13 @@ func (h *Host) build() error {
 			return err
 		}
 	}
+	// The simulator takes a thin disk's whole capacity off the free space; a
+	// host takes what is written.
+	for _, d := range hw.datastores {
+		if err := h.SetFree(ctx, d.name, d.capacityGiB*gib/100*d.freePercent); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -230,11 +237,9 @@ func (h *Host) addDatastores(ctx context.Context, hw hardware) error {
 		if err != nil {
 			return fmt.Errorf("datastore %s: %w", d.name, err)
 		}
-		capacity := d.capacityGiB * gib
 		h.update(ds.Reference(),
 			types.PropertyChange{Name: "summary.type", Val: d.kind},
-			types.PropertyChange{Name: "summary.capacity", Val: capacity},
-			types.PropertyChange{Name: "summary.freeSpace", Val: capacity / 100 * d.freePercent},
+			types.PropertyChange{Name: "summary.capacity", Val: d.capacityGiB * gib},
 		)
 	}
 	return nil

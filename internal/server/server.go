@@ -1,0 +1,366 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"pallas/commands"
+	"pallas/commands/commandhttp"
+	"pallas/commands/reactors"
+	"pallas/events"
+	"pallas/events/jsstore"
+	"pallas/internal/auth"
+	"pallas/internal/config"
+	"pallas/internal/httpapi"
+	"pallas/internal/version"
+	"pallas/mqttgw"
+	"pallas/mqttgw/enroll"
+	"pallas/mqttgw/pki"
+	"pallas/mqttgw/wire"
+	"pallas/projections"
+	"pallas/projections/queryhttp"
+)
+
+// shutdownTimeout is how long requests under way may take to end.
+const shutdownTimeout = 5 * time.Second
+
+// Server is a device manager.
+type Server struct {
+	cfg   Config
+	log   *slog.Logger
+	ready chan struct{}
+
+	// What follows is set by Run before ready is closed.
+	ca       *pki.CA
+	httpURL  string
+	mqttAddr string
+	store    *jsstore.Store
+	creds    *auth.Credentials
+	commands *commands.Dispatcher
+	db       *projections.DB
+}
+
+// New checks the configuration. It touches nothing.
+func New(cfg Config, log *slog.Logger) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{cfg: cfg, log: log, ready: make(chan struct{})}, nil
+}
+
+// Ready is closed when the API and the device door answer.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// URL is how the API is reached, MQTTAddr where devices connect. They are
+// valid once Ready is closed.
+func (s *Server) URL() string { return s.httpURL }
+
+// MQTTAddr is the host:port that devices are told to connect to.
+func (s *Server) MQTTAddr() string { return s.mqttAddr }
+
+// Run serves until ctx ends, which is no error. On its way out it finishes the
+// requests under way, and closes everything that it opened.
+func (s *Server) Run(ctx context.Context) error {
+	unlock, err := lock(s.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.ca, err = pki.Load(pkiDir(s.cfg)); err != nil {
+		return fmt.Errorf("load the CA: %w", err)
+	}
+	// The ports come first: a busy one is the commonest mistake, and nothing
+	// has happened yet.
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.HTTP.Listen)
+	if err != nil {
+		return fmt.Errorf("http.listen: %w", err)
+	}
+	defer listener.Close() //nolint:errcheck // closed by the HTTP server as well
+	if s.httpURL, err = s.publicURL(listener.Addr()); err != nil {
+		return err
+	}
+	certificates, err := s.certificates()
+	if err != nil {
+		return err
+	}
+
+	broker, err := mqttgw.NewBroker(mqttgw.BrokerConfig{
+		Dir: brokerDir(s.cfg), MQTT: s.cfg.MQTT.Listen, Sync: time.Duration(s.cfg.Events.Sync), Log: s.log,
+		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool()},
+	})
+	if err != nil {
+		return err
+	}
+	if err := broker.Start(ctx); err != nil {
+		return err
+	}
+	defer broker.Shutdown()
+	if s.mqttAddr, err = s.publicMQTT(broker.MQTTAddr()); err != nil {
+		return err
+	}
+	conn, err := broker.Conn("manager")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, Log: s.log}); err != nil {
+		return err
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("connect to the store: %w", err)
+	}
+	if s.creds, err = auth.Open(ctx, js, 1); err != nil {
+		return err
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if s.commands, err = commands.New(commands.Config{Store: s.store, Log: s.log, Registerer: registry}); err != nil {
+		return err
+	}
+	if s.db, err = projections.Open(ctx, projections.Config{
+		Path: filepath.Join(s.cfg.DataDir, "readmodel.db"), Log: s.log, Registerer: registry,
+	}); err != nil {
+		return err
+	}
+	defer s.db.Close() //nolint:errcheck // disposable, and at the end
+
+	presence := reactors.NewPresence(reactors.PresenceConfig{
+		Commands: s.commands, Log: s.log, Grace: time.Duration(s.cfg.Devices.Grace),
+	})
+	gateway, err := mqttgw.New(mqttgw.Config{
+		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Registerer: registry,
+		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
+		Settings: wire.Settings{
+			Window: s.cfg.Devices.Window, KeepAlive: seconds(s.cfg.Devices.KeepAlive),
+			Reconcile: seconds(s.cfg.Devices.Reconcile), Resend: 5000,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	reactor, err := reactors.New(reactors.Config{
+		Store: s.store, Commands: s.commands, Door: gateway, ReadModel: readModel{s.db}, Presence: presence, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	handler, err := s.api(registry)
+	if err != nil {
+		return err
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.db.Run(ctx, s.store) })
+	g.Go(func() error { return gateway.Run(ctx) })
+	g.Go(func() error { return reactor.Run(ctx) })
+	g.Go(func() error { return s.serveHTTP(ctx, listener, certificates, handler) })
+	close(s.ready)
+	s.log.Info("device manager is ready", "version", version.String(), "url", s.httpURL, "mqtt", s.mqttAddr)
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	s.log.Info("device manager stopped")
+	return nil
+}
+
+func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
+	write, err := commandhttp.New(commandhttp.Config{
+		Commands: s.commands, Tokens: s.creds, Join: s.joinString, TaskDevice: s.taskDevice,
+	})
+	if err != nil {
+		return nil, err
+	}
+	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, LogBytes: s.logBytes, Version: version.String()})
+	if err != nil {
+		return nil, err
+	}
+	return httpapi.New(httpapi.Config{
+		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry, Checks: s.checks(),
+		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
+			enroll.Register(api, enroll.Config{
+				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
+				Log: s.log, Registerer: registry,
+			})
+		}},
+	})
+}
+
+// taskDevice finds the device of a task in the read model, once that has all
+// that the log holds now.
+func (s *Server) taskDevice(ctx context.Context, id events.TaskID) (events.DeviceID, error) {
+	last, err := s.store.Last(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := s.db.Wait(ctx, last); err != nil {
+		return "", err
+	}
+	t, err := s.db.Task(ctx, id)
+	if errors.Is(err, projections.ErrNotFound) {
+		return "", nil
+	}
+	return t.Device, err
+}
+
+func (s *Server) logBytes(ctx context.Context) (uint64, error) { return s.store.Bytes(ctx) }
+
+func (s *Server) serveHTTP(ctx context.Context, l net.Listener, certificates *pki.ServerSource, h http.Handler) error {
+	srv := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate},
+		// A stream of events ends with the server, not with its client.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	done := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		done <- srv.Shutdown(grace)
+	}()
+	if err := srv.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API: %w", err)
+	}
+	if err := <-done; err != nil {
+		_ = srv.Close()
+	}
+	return nil
+}
+
+// certificates issues the server certificate for every name that the manager
+// goes by. A listener on all addresses goes by the names of this machine.
+func (s *Server) certificates() (*pki.ServerSource, error) {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	add := func(hostport string) {
+		h, _, err := net.SplitHostPort(hostport)
+		if err == nil && h != "" && h != "::" && h != "0.0.0.0" {
+			hosts = append(hosts, h)
+		}
+	}
+	if u, err := url.Parse(s.httpURL); err == nil {
+		hosts = append(hosts, u.Hostname())
+	}
+	add(s.cfg.HTTP.Listen)
+	add(s.cfg.MQTT.Listen)
+	add(s.cfg.MQTT.Address)
+	c, err := pki.NewServerSource(pki.ServerConfig{CA: s.ca, Hosts: hosts, Now: time.Now})
+	if err != nil {
+		return nil, fmt.Errorf("server certificate: %w", err)
+	}
+	return c, nil
+}
+
+func (s *Server) publicURL(a net.Addr) (string, error) {
+	if s.cfg.HTTP.URL != "" {
+		return strings.TrimSuffix(s.cfg.HTTP.URL, "/"), nil
+	}
+	hostport, err := reachable(a.String(), "")
+	return "https://" + hostport, err
+}
+
+func (s *Server) publicMQTT(addr string) (string, error) {
+	if s.cfg.MQTT.Address != "" {
+		return s.cfg.MQTT.Address, nil
+	}
+	u, err := url.Parse(s.httpURL)
+	if err != nil {
+		return "", fmt.Errorf("http.url: %w", err)
+	}
+	if s.cfg.HTTP.URL == "" {
+		return reachable(addr, "")
+	}
+	return reachable(addr, u.Hostname())
+}
+
+// reachable puts a name in place of the host of a listening address: the given
+// one, or this machine's if it listens everywhere.
+func reachable(addr, host string) (string, error) {
+	h, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("listening address: %w", err)
+	}
+	if host == "" {
+		host = h
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		if host, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("this machine's name: %w; set http.url", err)
+		}
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// receiptDelay is how old an append must be before its receipt may go out: the
+// sync interval, and as much again for the sync itself.
+func receiptDelay(sync time.Duration) time.Duration { return 2 * sync }
+
+func seconds(d config.Duration) int { return int(time.Duration(d) / time.Second) }
+
+func (s *Server) joinString(token string, expires time.Time) (string, error) {
+	return wire.Join{URL: s.httpURL, CA: s.ca.Fingerprint(), Token: token, Expires: expires}.String(), nil
+}
+
+func (s *Server) checks() []httpapi.Check {
+	return []httpapi.Check{
+		{Name: "log", Run: func(ctx context.Context) (string, error) {
+			last, err := s.store.Last(ctx)
+			return "position " + strconv.FormatUint(last, 10), err
+		}},
+		{Name: "projection", Run: func(ctx context.Context) (string, error) {
+			st := s.db.Status()
+			return "position " + strconv.FormatUint(st.Position, 10), st.Err
+		}},
+	}
+}
+
+type authenticator struct{ creds *auth.Credentials }
+
+func (a authenticator) Authenticate(ctx context.Context, token string) (httpapi.Principal, error) {
+	u, err := a.creds.Authenticate(ctx, token)
+	if errors.Is(err, auth.ErrDenied) {
+		return httpapi.Principal{}, httpapi.ErrUnauthorized
+	}
+	return httpapi.Principal{Actor: u.Actor, Name: u.ID}, err
+}
+
+// readModel gives the reactors what they need to know at their start.
+type readModel struct{ db *projections.DB }
+
+func (r readModel) OpenTasks(ctx context.Context) ([]reactors.OpenTask, uint64, error) {
+	list, position, err := r.db.OpenTasks(ctx)
+	tasks := make([]reactors.OpenTask, len(list))
+	for i, t := range list {
+		tasks[i] = reactors.OpenTask{Device: t.Device, Task: commands.Task{ID: t.ID, Kind: t.Kind, VM: t.VM, Status: t.Status, Deadline: t.Deadline}}
+	}
+	return tasks, position, err
+}
+
+func (r readModel) ConnectedDevices(ctx context.Context) ([]events.DeviceID, error) {
+	return r.db.ConnectedDevices(ctx)
+}
