@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"pallas/commands"
@@ -126,7 +127,8 @@ func (sh *shard) hello(ctx context.Context, s *session, version int, h wire.Hell
 	}
 	// The session begins before its tasks are looked up: a task that is
 	// requested meanwhile is pushed by whoever follows the log.
-	if !sh.begin(s, string(bytes.ToValidUTF8([]byte(agent), nil)), version, device.Trust == commands.TrustPending, now) {
+	connected := sh.begin(s, strings.ToValidUTF8(agent, ""), version, device.Trust == commands.TrustPending, now)
+	if connected == nil {
 		return nil
 	}
 	if h.Epoch != s.epoch {
@@ -150,12 +152,14 @@ func (sh *shard) hello(ctx context.Context, s *session, version int, h wire.Hell
 		s.next = max(s.next, tasks.Seq+1)
 	}
 	s.boundary, s.hash = h.Next, h.Inventory
+	s.openCut = len(h.Open) >= wire.MaxItems
 	s.open = make(map[events.TaskID]bool, len(h.Open))
 	for _, id := range h.Open {
 		s.open[events.TaskID(id.String())] = true
 	}
 	s.resentFor, s.resyncAt = 0, time.Time{}
 	sh.welcome(s, now)
+	connected()
 	if s.next > h.First {
 		sh.covered(s, now)
 	}
@@ -180,11 +184,11 @@ func (sh *shard) sendQueue(s *session, tasks commands.Tasks, now time.Time) {
 	var push []commands.Task
 	var cancel []events.TaskID
 	for _, t := range tasks.Open() {
-		if t.Status == events.TaskStatusRequested && t.Deadline.After(now) {
+		switch {
+		case t.CancelRequested:
+			cancel = append(cancel, t.ID) // the device answers, whether it knows the task or not
+		case t.Status == events.TaskStatusRequested && t.Deadline.After(now):
 			push = append(push, t)
-		}
-		if t.CancelRequested {
-			cancel = append(cancel, t.ID)
 		}
 	}
 	// A task in the device's journal that has ended here was cancelled or
@@ -194,7 +198,7 @@ func (sh *shard) sendQueue(s *session, tasks commands.Tasks, now time.Time) {
 			cancel = append(cancel, id)
 		}
 	}
-	if err := errors.Join(sh.g.sendTasks(s.id, push), sh.g.sendCancels(s.id, cancel)); err != nil {
+	if err := errors.Join(sh.g.sendCancels(s.id, cancel), sh.g.sendTasks(s.id, push)); err != nil {
 		sh.g.log.Warn("send to a device", "device", s.id, "err", err)
 	}
 }
@@ -206,7 +210,7 @@ func (sh *shard) atBoundary(ctx context.Context, s *session) error {
 		return nil
 	}
 	exact := s.next == s.boundary
-	hash, open := s.hash, s.open
+	hash, open, openCut := s.hash, s.open, s.openCut
 	s.boundary, s.hash, s.open = 0, nil, nil
 	if !exact {
 		return nil // the device lost a part of its outbox and will say so
@@ -219,6 +223,9 @@ func (sh *shard) atBoundary(ctx context.Context, s *session) error {
 		if !bytes.Equal(hashInventory(inv), hash) {
 			sh.resync(s, "hash at hello")
 		}
+	}
+	if openCut {
+		return nil
 	}
 	// An accepted task that the device does not have any more, and reported no
 	// outcome of, will never be heard of again.

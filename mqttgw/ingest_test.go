@@ -431,14 +431,14 @@ func TestHelloBringsTasks(t *testing.T) {
 	d.do(commands.EndTask{Device: dev.id, Task: over, Reason: "test"})
 	c = dev.link()
 	c.hello(wire.Hello{First: 8, Next: 8, Open: []uuid.UUID{uuid.MustParse(string(running)), uuid.MustParse(string(over))}})
+	cancels := c.down(func(p wire.Down) bool { return len(p.Cancels) > 0 }).Cancels
+	expect(t, "cancels", cancels, []uuid.UUID{uuid.MustParse(string(cancelled)), uuid.MustParse(string(over))})
 	tasks := c.down(func(p wire.Down) bool { return len(p.Tasks) > 0 }).Tasks
 	var got []string
 	for _, task := range tasks {
 		got = append(got, task.ID.String())
 	}
-	expect(t, "tasks", got, []string{string(open), string(cancelled)})
-	cancels := c.down(func(p wire.Down) bool { return len(p.Cancels) > 0 }).Cancels
-	expect(t, "cancels", cancels, []uuid.UUID{uuid.MustParse(string(cancelled)), uuid.MustParse(string(over))})
+	expect(t, "tasks", got, []string{string(open)})
 	eventually(t, "the lost task ends", func() bool {
 		tasks := must(d.commands.Tasks(t.Context(), dev.id))(t)
 		return tasks.Tasks[lost].Status == events.TaskStatusFailed && tasks.Tasks[running].Status == events.TaskStatusAccepted

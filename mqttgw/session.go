@@ -37,6 +37,7 @@ type session struct {
 	boundary uint64
 	hash     []byte
 	open     map[events.TaskID]bool // Hello.Open, until the boundary
+	openCut  bool                   // there was no room for all of them
 	// mark is the sequence that may be receipted when markAt is old enough; 0
 	// for none. lastAt is when next last moved. waiting says that the session
 	// is in the shard's list of receipts.
@@ -170,13 +171,13 @@ func (sh *shard) endConn(id events.DeviceID, conn uint64, reason string) {
 }
 
 // begin notes that the device greeted: on its newest connection, since a
-// packet does not say which it came on. It is false when the device has no
-// connection any more.
-func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now time.Time) bool {
+// packet does not say which it came on. It returns what tells Presence, once
+// the device is welcomed; nil when the device has no connection any more.
+func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now time.Time) (connected func()) {
 	sh.mu.Lock()
 	if s.gone {
 		sh.mu.Unlock()
-		return false
+		return nil
 	}
 	old, had := s.live, s.greeted
 	s.live = commands.Session{
@@ -185,17 +186,18 @@ func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now
 	s.greeted, s.pending = true, pending
 	live := s.live
 	sh.mu.Unlock()
-	same := had && old.Conn == live.Conn
-	if had && !same {
+	if had && old.Conn == live.Conn {
+		return func() {}
+	}
+	if had {
 		sh.tellDisconnected(s.id, old, "taken over by another connection of the device")
 	}
-	if !same {
+	return func() {
 		sh.g.log.Debug("session began", "device", s.id, "conn", live.Conn, "address", live.Address, "agent", agent)
 		if p := sh.g.presence; p != nil {
 			p.Connected(s.id, live)
 		}
 	}
-	return true
 }
 
 func (sh *shard) tellDisconnected(id events.DeviceID, s commands.Session, reason string) {
