@@ -84,6 +84,8 @@ func New(c Config) (*Reactors, error) {
 		return nil, errors.New("reactors: Presence is missing")
 	case c.Presence.commands == nil:
 		return nil, errors.New("reactors: Commands of Presence is missing")
+	case c.Presence.grace < 0 || c.Presence.startGrace < 0:
+		return nil, errors.New("reactors: Grace and StartGrace of Presence must not be negative")
 	case c.Resend < 0 || c.MaxResend < 0:
 		return nil, errors.New("reactors: Resend and MaxResend must not be negative")
 	}

@@ -126,6 +126,7 @@ func (t *tasks) forward(ctx context.Context, id events.DeviceID) (time.Time, err
 			if err := t.do(ctx, k, commands.ExpireTask{Device: id, Task: k.ID}); err != nil {
 				return time.Time{}, err
 			}
+			next = now // it may have been accepted just now: look again
 			continue
 		}
 		next = earliest(next, k.Expiry())
