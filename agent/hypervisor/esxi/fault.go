@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"strings"
 
-	"github.com/vmware/govmomi/task"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -17,9 +16,9 @@ import (
 
 // faultOf returns the host's fault in err and its message, or nil.
 func faultOf(err error) (types.BaseMethodFault, string) {
-	var te task.Error
-	if errors.As(err, &te) && te.LocalizedMethodFault != nil {
-		return te.Fault(), te.LocalizedMessage
+	var te *taskError
+	if errors.As(err, &te) {
+		return te.fault.Fault, te.fault.LocalizedMessage
 	}
 	var fe interface {
 		error
@@ -34,6 +33,11 @@ func faultOf(err error) (types.BaseMethodFault, string) {
 	}
 	return fe.Fault(), message
 }
+
+// taskError is the end of a host's task that failed.
+type taskError struct{ fault *types.LocalizedMethodFault }
+
+func (e *taskError) Error() string { return e.fault.LocalizedMessage }
 
 // isFault says whether err is, or is caused by, a fault of this type.
 func isFault[T types.BaseMethodFault](err error) bool {

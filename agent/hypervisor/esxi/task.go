@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/vmware/govmomi/task"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -138,7 +137,7 @@ func (d *Driver) awaitTask(ctx context.Context, doing string, ref types.ManagedO
 			if t.Info.Error == nil {
 				return false, &hypervisor.Error{Code: wire.CodeHost, Message: "the host says that its task failed, without a reason"}
 			}
-			return false, task.Error{LocalizedMethodFault: t.Info.Error}
+			return false, &taskError{t.Info.Error}
 		case types.TaskInfoStateQueued, types.TaskInfoStateRunning:
 		}
 		progress(min(max(int(t.Info.Progress), 0), 99))
