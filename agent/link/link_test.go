@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,8 +40,8 @@ type rig struct {
 	link   *link.Link
 	server *tls.Config
 	accept chan net.Conn // the manager's end of each connection
-	refuse bool          // no route to the manager
-	dialed int
+	refuse atomic.Bool   // no route to the manager
+	dialed atomic.Int64
 	stop   func() error
 
 	tasks   []wire.Task
@@ -70,8 +71,8 @@ func newRig(t *testing.T, change ...func(*link.Config)) *rig {
 	c := link.Config{
 		Device: device, Version: "1.2.3", Addr: "manager.example:8883", TLS: client, Store: s, Log: slog.New(slog.DiscardHandler),
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			r.dialed++
-			if r.refuse {
+			r.dialed.Add(1)
+			if r.refuse.Load() {
 				return nil, errors.New("no route to host")
 			}
 			near, far := net.Pipe()
@@ -144,8 +145,8 @@ type peer struct {
 	connect *packets.ConnectPacket
 	ups     chan wire.Up
 	pings   chan time.Time
-	ended   chan error // why reading ended; errGoodbye after DISCONNECT
-	mute    bool       // do not answer pings
+	ended   chan error  // why reading ended; errGoodbye after DISCONNECT
+	mute    atomic.Bool // do not answer pings
 }
 
 var errGoodbye = errors.New("DISCONNECT")
@@ -216,7 +217,7 @@ func (p *peer) read() {
 			p.ups <- u
 		case *packets.PingreqPacket:
 			p.pings <- time.Now()
-			if !p.mute {
+			if !p.mute.Load() {
 				p.write(packets.NewControlPacket(packets.Pingresp))
 			}
 		case *packets.DisconnectPacket:
@@ -406,7 +407,7 @@ func TestReports(t *testing.T) {
 		p.sent(1999 * time.Millisecond)
 		p.sent(time.Millisecond, "1-2")
 		for _, wait := range []time.Duration{4, 8, 16, 32, 60, 60, 60} {
-			p.sent(wait*time.Second-time.Millisecond)
+			p.sent(wait*time.Second - time.Millisecond)
 			p.sent(time.Millisecond, "1-2")
 		}
 		p.receipt(1)
@@ -506,14 +507,14 @@ func TestSession(t *testing.T) {
 		r.connected().hello()
 	})
 	bubble("backoff", t, func(_ *testing.T, r *rig) {
-		r.refuse = true
+		r.refuse.Store(true)
 		<-time.After(time.Hour)
 		synctest.Wait()
 		// Full jitter up to 60 s: 30 s on average.
-		if r.dialed < 90 || r.dialed > 180 {
-			r.t.Errorf("%d attempts in an hour, want about 120", r.dialed)
+		if n := r.dialed.Load(); n < 90 || n > 180 {
+			r.t.Errorf("%d attempts in an hour, want about 120", n)
 		}
-		r.refuse = false
+		r.refuse.Store(false)
 		r.connected().hello()
 	})
 	bubble("keepalive", t, func(_ *testing.T, r *rig) {
@@ -537,7 +538,7 @@ func TestSession(t *testing.T) {
 		}
 		p.hello()
 		p.welcome(1)
-		p.mute = true
+		p.mute.Store(true)
 		<-p.pings
 		_ = p.gone(31 * time.Second)
 		r.connected().hello()
