@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/token"
 )
 
 // Error says what is wrong with a file, in one line.
@@ -46,10 +47,23 @@ func Decode(path string, r io.Reader, v any) error {
 		return &Error{Path: path, Message: reason(err)}
 	}
 	e := &Error{Path: path, Message: ye.GetMessage()}
-	if t := ye.GetToken(); t != nil && t.Position != nil {
+	t := ye.GetToken()
+	if t != nil && t.Position != nil {
 		e.Line = t.Position.Line
 	}
+	var te *yaml.TypeError
+	if errors.As(err, &te) && t != nil {
+		e.Message = fmt.Sprintf("%s%q is not of the type that is wanted, %s", key(t), t.Value, te.DstType)
+	}
 	return e
+}
+
+// key returns "name: " of the key whose value the token is, if it is one.
+func key(t *token.Token) string {
+	if c := t.Prev; c != nil && c.Type == token.MappingValueType && c.Prev != nil {
+		return c.Prev.Value + ": "
+	}
+	return ""
 }
 
 func reason(err error) string {

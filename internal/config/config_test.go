@@ -34,7 +34,7 @@ func TestDecodeRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ in, want string }{
 		"unknown key":        {"name: x\nnaem: y\n", `f.yaml:2: unknown field "naem"`},
 		"unknown nested key": {"log:\n  levle: x\n", `f.yaml:2: unknown field "levle"`},
-		"wrong type":         {"count: many\n", "f.yaml:1: "},
+		"wrong type":         {"count: many\n", `f.yaml:1: count: "many" is not`},
 		"not yaml":           {"a: [\n", "f.yaml:1: "},
 		"duplicate key":      {"name: a\nname: b\n", "f.yaml:2: "},
 		"duration":           {"grace: soon\n", "not a duration"},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"pallas/events/jsstore"
 	"pallas/internal/auth"
 	"pallas/mqttgw"
 	"pallas/mqttgw/pki"
@@ -31,8 +32,8 @@ var configTemplate string
 // ErrInitialised says that a directory already holds a device manager.
 var ErrInitialised = errors.New("already holds a device manager")
 
-// Init makes a data directory: the CA, a commented configuration, and the
-// token of the first administrator, which it returns and stores as a hash. It
+// Init makes a data directory: the CA, a commented configuration, the empty
+// event log, and the token of the first administrator, which it returns and stores as a hash. It
 // changes nothing in a directory that is in use: ErrInitialised.
 func Init(ctx context.Context, cfg Config, log *slog.Logger) (token string, err error) {
 	if err := cfg.Validate(); err != nil {
@@ -59,7 +60,7 @@ func Init(ctx context.Context, cfg Config, log *slog.Logger) (token string, err 
 	if _, err := pki.Create(pkiDir(cfg), time.Now(), "Pallas device CA"); err != nil {
 		return "", fmt.Errorf("make the CA: %w", err)
 	}
-	if token, err = firstToken(ctx, cfg, log); err != nil {
+	if token, err = firstRecords(ctx, cfg, log); err != nil {
 		return "", err
 	}
 	// The configuration comes last: with it the directory is complete.
@@ -69,7 +70,9 @@ func Init(ctx context.Context, cfg Config, log *slog.Logger) (token string, err 
 	return token, nil
 }
 
-func firstToken(ctx context.Context, cfg Config, log *slog.Logger) (string, error) {
+// firstRecords makes the log and the first credential. Later starts make no log:
+// one that is gone must not be taken for an empty one.
+func firstRecords(ctx context.Context, cfg Config, log *slog.Logger) (string, error) {
 	b, err := mqttgw.NewBroker(mqttgw.BrokerConfig{Dir: brokerDir(cfg), Sync: 0, Log: log})
 	if err != nil {
 		return "", fmt.Errorf("open the store: %w", err)
@@ -86,6 +89,9 @@ func firstToken(ctx context.Context, cfg Config, log *slog.Logger) (string, erro
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return "", fmt.Errorf("open the store: %w", err)
+	}
+	if _, err := jsstore.Open(ctx, jsstore.Config{Conn: nc, MaxBytes: cfg.Events.MaxBytes, Log: log}); err != nil {
+		return "", err
 	}
 	creds, err := auth.Open(ctx, js, 1)
 	if err != nil {

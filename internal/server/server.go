@@ -123,7 +123,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, Log: s.log}); err != nil {
+	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, MustExist: true, Log: s.log}); err != nil {
 		return err
 	}
 	js, err := jetstream.New(conn)
