@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 
@@ -99,12 +100,13 @@ type RetireDevice struct {
 }
 
 func (h *Handlers) registerDevices(api huma.API) {
-	patch := huma.Operation{
+	huma.Register(api, huma.Operation{
 		OperationID: "update-device", Method: http.MethodPatch, Path: httpapi.Prefix + "/devices/{device}", Tags: []string{"devices"},
 		Summary: "Rename or label a device", Description: "A JSON merge patch (RFC 7396): absent fields stay as they are.",
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
-	}
-	huma.Register(api, patch, h.updateDevice)
+	}, h.updateDevice)
+	body := api.OpenAPI().Paths[httpapi.Prefix+"/devices/{device}"].Patch.RequestBody
+	body.Content["application/merge-patch+json"] = body.Content["application/json"]
 	huma.Register(api, huma.Operation{
 		OperationID: "approve-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/approve", Tags: []string{"devices"},
 		Summary: "Approve a device", Description: "Lets a pending device be managed. Approving an approved device changes nothing.",
@@ -142,9 +144,9 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 	}
 	// Somebody else may change the device between reading and writing. Labels
 	// are merged into what was read, so begin again then, unless the caller
-	// named a revision.
-	const attempts = 5
-	for attempt := 1; ; attempt++ {
+	// named a revision and nothing has been written at it.
+	const attempts = 10
+	for range attempts {
 		d, err := h.cfg.Commands.Device(ctx, id)
 		if err != nil {
 			return nil, mapError(ctx, err)
@@ -162,27 +164,33 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 			}
 		}
 		res, err := h.doAll(ctx, list)
-		if commands.KindOf(err) == commands.KindStale && want == 0 && attempt < attempts {
-			continue
+		if err == nil {
+			return h.deviceWritten(ctx, id, res)
 		}
-		if err != nil {
+		if res.Changed {
+			want = 0 // the name is written: the caller's revision held then
+		}
+		if want != 0 || commands.KindOf(err) != commands.KindStale {
 			return nil, mapError(ctx, err)
 		}
-		return h.deviceWritten(ctx, id, res)
 	}
+	return nil, mapError(ctx, fmt.Errorf("update device %s: %w", id, events.ErrConflict))
 }
 
-// doAll gives the commands one after the other. Those after the first expect
-// the revision that the one before left.
+// doAll gives the commands one after the other. Labels after a new name expect
+// the revision that the name left. On an error the result is that of the
+// command before.
 func (h *Handlers) doAll(ctx context.Context, list []commands.Command) (res commands.Result, err error) {
 	for _, c := range list {
 		if l, ok := c.(commands.LabelDevice); ok && res.Changed {
 			l.IfRevision = res.Position
 			c = l
 		}
-		if res, err = h.do(ctx, "", c); err != nil {
+		next, err := h.do(ctx, "", c)
+		if err != nil {
 			return res, err
 		}
+		res = next
 	}
 	return res, nil
 }

@@ -16,7 +16,7 @@ import (
 // Tokens keeps the secrets of join tokens.
 type Tokens interface {
 	// CreateJoin makes the secret of a token. Making a second one for the same
-	// id is an error.
+	// id is auth.ErrExists.
 	CreateJoin(ctx context.Context, id events.TokenID) (secret string, err error)
 	// DeleteJoin forgets it. An unknown id is no error.
 	DeleteJoin(ctx context.Context, id events.TokenID) error

@@ -11,6 +11,7 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -79,7 +80,10 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 	// The secret comes first: a token in the log always has one. A secret
 	// without a token, after a crash in between, opens nothing.
 	secret, err := h.cfg.Tokens.CreateJoin(ctx, c.Token)
-	if err != nil {
+	switch {
+	case errors.Is(err, auth.ErrExists): // the same request is under way, or broke off here
+		return nil, keyUsed(c.Token)
+	case err != nil:
 		return nil, mapError(ctx, fmt.Errorf("create join secret: %w", err))
 	}
 	token := string(c.Token) + "." + secret
@@ -112,7 +116,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 
 func keyUsed(id events.TokenID) error {
 	p := httpapi.NewProblem(httpapi.KindConflict,
-		fmt.Sprintf("this Idempotency-Key made join token %s; its secret was shown once: use it, or revoke that token and send another key", id),
+		fmt.Sprintf("this Idempotency-Key was used before, for join token %s, whose secret is shown once only: if it is lost, revoke that token and send another key", id),
 		httpapi.FieldError{Field: "header.Idempotency-Key", Message: "was used before"})
 	p.Code = "key_used"
 	return p

@@ -20,6 +20,9 @@ const Bucket = "CREDENTIALS"
 // does not say which.
 var ErrDenied = errors.New("credential refused")
 
+// ErrExists says that a credential with this id was made before.
+var ErrExists = errors.New("credential exists already")
+
 // Credentials is the store of hashed secrets.
 type Credentials struct {
 	kv  jetstream.KeyValue
@@ -81,7 +84,7 @@ func (c *Credentials) HasTokens(ctx context.Context) (bool, error) {
 }
 
 // CreateJoin makes the secret of a join token. Making it again for the same id
-// is an error: the secret is shown once.
+// is ErrExists: the secret is shown once.
 func (c *Credentials) CreateJoin(ctx context.Context, id events.TokenID) (secret string, err error) {
 	secret = enc.EncodeToString(random(secretBytes))
 	return secret, c.put(ctx, joinKey(id), secret, "")
@@ -110,7 +113,11 @@ func (c *Credentials) put(ctx context.Context, key, secret, user string) error {
 	if err != nil {
 		return fmt.Errorf("encode credential: %w", err)
 	}
-	if _, err := c.kv.Create(ctx, key, b); err != nil {
+	_, err = c.kv.Create(ctx, key, b)
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		err = ErrExists
+	}
+	if err != nil {
 		return fmt.Errorf("store credential: %w", err)
 	}
 	return nil

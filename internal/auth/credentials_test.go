@@ -104,8 +104,8 @@ func TestJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.CreateJoin(t.Context(), id); err == nil {
-		t.Error("a second secret for one token")
+	if _, err := c.CreateJoin(t.Context(), id); !errors.Is(err, auth.ErrExists) {
+		t.Errorf("a second secret for one token: got %v, want ErrExists", err)
 	}
 	if err := c.VerifyJoin(t.Context(), id, secret); err != nil {
 		t.Error(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -284,8 +285,7 @@ func checkRequest(api huma.API) func(huma.Context, func(huma.Context)) {
 			}
 		}
 		if ctx.Operation().RequestBody == nil && r.ContentLength != 0 && r.Method != http.MethodGet {
-			var one [1]byte
-			if n, _ := r.Body.Read(one[:]); n > 0 {
+			if hasBody(w, r) {
 				fields = append(fields, FieldError{Field: "body", Message: "this operation takes no body"})
 			}
 		}
@@ -296,6 +296,18 @@ func checkRequest(api huma.API) func(huma.Context, func(huma.Context)) {
 		}
 		next(ctx)
 	}
+}
+
+// hasBody says whether a body comes with a request whose length may be unknown.
+func hasBody(w http.ResponseWriter, r *http.Request) bool {
+	if r.ContentLength > 0 {
+		return true
+	}
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(5 * time.Second)) // without it a client could hold the request open
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
+	n, _ := io.ReadFull(r.Body, make([]byte, 1))
+	return n > 0
 }
 
 // ETag returns the entity tag of a representation at a revision: the revision,

@@ -94,7 +94,7 @@ func TestPatchRace(t *testing.T) {
 				mu.Lock()
 				added[key] = "v"
 				mu.Unlock()
-			case 412: // gave up: too many at once
+			case 503: // gave up: too many at once
 			default:
 				t.Errorf("status %d: %s", a.StatusCode, a.body)
 			}

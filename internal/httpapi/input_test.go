@@ -160,7 +160,7 @@ func TestBadInput(t *testing.T) {
 		{"unknown policy", "POST", "/api/v1/join-tokens", `{"approve":"yes"}`, nil, 422, httpapi.KindInvalid, "body.approve", "auto, manual"},
 		{"bad label", "POST", "/api/v1/join-tokens", `{"labels":{"a b":"c"}}`, nil, 422, httpapi.KindInvalid, "body.labels", "a b"},
 		{"name of spaces", "POST", "/api/v1/join-tokens", `{"name":"  "}`, nil, 422, httpapi.KindInvalid, "body.name", ""},
-		{"the same key again", "POST", "/api/v1/join-tokens", `{"name":"x"}`, []string{"Idempotency-Key", "used-token-key"}, 409, httpapi.KindConflict, "header.Idempotency-Key", "shown once"},
+		{"the same key again", "POST", "/api/v1/join-tokens", `{"name":"x"}`, []string{"Idempotency-Key", "used-token-key"}, 409, httpapi.KindConflict, "header.Idempotency-Key", "shown once only"},
 		{"no token", "GET", "/api/v1/join-tokens/" + nobody, "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"revoke no token", "DELETE", "/api/v1/join-tokens/" + nobody, "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"revoke what is no id", "DELETE", "/api/v1/join-tokens/x", "", nil, 404, httpapi.KindNotFound, "path.token", ""},

@@ -60,6 +60,7 @@ var (
 	KindMediaType     = Kind{http.StatusUnsupportedMediaType, "unsupported-media-type", "The body's media type is not supported", "Send application/json (or application/merge-patch+json where an operation takes a merge patch)."}
 	KindNotAcceptable = Kind{http.StatusNotAcceptable, "not-acceptable", "The answer cannot be given in that form", "The Accept header permits none of the operation's media types."}
 	KindInvalid       = Kind{http.StatusUnprocessableEntity, "invalid", "The request is not valid", "A field is missing, unknown, of the wrong type or out of range; errors lists them all. Nothing was changed."}
+	KindTooMany       = Kind{http.StatusTooManyRequests, "too-many-requests", "Too many requests", "Enrolment was tried too often from this address, or failed too often in all. Try again after the seconds of Retry-After."}
 	KindInternal      = Kind{http.StatusInternalServerError, "internal", "Something went wrong inside the manager", "A defect. The manager's log has the cause under the request id."}
 	KindUnavailable   = Kind{http.StatusServiceUnavailable, "unavailable", "The manager cannot answer now", "The event log or another part did not answer. Whether a change was made is not known: send the same request again, with the same Idempotency-Key."}
 	KindBehind        = Kind{http.StatusServiceUnavailable, "behind", "The read model is behind", "The position in the Pallas-Position request header did not arrive in the read model within 5 seconds. The change is safe in the log; ask again."}
@@ -70,7 +71,7 @@ var (
 func Kinds() []Kind {
 	return []Kind{
 		KindMalformed, KindUnauthorized, KindDenied, KindNotFound, KindMethod, KindNotAcceptable, KindTimeout, KindConflict, KindStale,
-		KindTooLarge, KindMediaType, KindInvalid, KindInternal, KindUnavailable, KindBehind, KindNoSpace,
+		KindTooLarge, KindMediaType, KindInvalid, KindTooMany, KindInternal, KindUnavailable, KindBehind, KindNoSpace,
 	}
 }
 
@@ -126,6 +127,10 @@ func MapError(ctx context.Context, err error) error {
 func internal() *Problem {
 	return NewProblem(KindInternal, "the manager's log has the cause under this request id")
 }
+
+// Note keeps an error that cannot be told to the client any more, because the
+// answer has begun, for the log line of the request.
+func Note(ctx context.Context, err error) { logged(ctx, err, nil) }
 
 // logged keeps the cause for the access log line of the request.
 func logged(ctx context.Context, cause error, p *Problem) *Problem {

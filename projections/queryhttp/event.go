@@ -126,34 +126,41 @@ func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQue
 	enc := json.NewEncoder(w)
 	for {
 		if err := rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-			panic(http.ErrAbortHandler)
+			cutOff(ctx, err)
 		}
 		for _, e := range p.Items {
 			if err := enc.Encode(e); err != nil {
-				panic(http.ErrAbortHandler)
+				cutOff(ctx, err)
 			}
 		}
 		if p.Next == "" || (limit != 0 && len(p.Items) == limit) {
 			return
 		}
 		if err := rc.Flush(); err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		if limit != 0 {
-			limit -= len(p.Items)
-		}
-		var err error
-		if q.from, err = parseCursor(p.Next, q.order()); err != nil {
-			panic(http.ErrAbortHandler)
+			cutOff(ctx, err)
 		}
 		size := exportPage
 		if limit != 0 {
+			limit -= len(p.Items)
 			size = limit
 		}
+		var err error
+		if q.from, err = parseCursor(p.Next, q.order()); err != nil {
+			cutOff(ctx, err)
+		}
 		if p, err = q.page(ctx, h.cfg.Store, size); err != nil {
-			panic(http.ErrAbortHandler)
+			cutOff(ctx, err)
 		}
 	}
+}
+
+// cutOff ends an answer that has begun, so that the client sees that it is not
+// complete. It does not return.
+func cutOff(ctx context.Context, err error) {
+	if ctx.Err() == nil { // otherwise the client went away, which is no fault
+		httpapi.Note(ctx, err)
+	}
+	panic(http.ErrAbortHandler)
 }
 
 type streamEventsInput struct {
@@ -220,9 +227,9 @@ func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQue
 			text = append(text[:0], ":\n\n"...)
 		case <-ctx.Done():
 			return
-		case <-done:
+		case err := <-done:
 			ended = true
-			panic(http.ErrAbortHandler) // the client comes back with Last-Event-ID
+			cutOff(ctx, err) // the client comes back with Last-Event-ID
 		}
 	}
 }

@@ -29,6 +29,7 @@ var outputs = []output{
 	{"event schemas", eventSchemas},
 	{"event reference", eventReference},
 	{"OpenAPI", under("schema", openAPI)},
+	{"problem reference", under("docs/reference", problemReference)},
 }
 
 // under is for files that need no source, with names from a folder.
