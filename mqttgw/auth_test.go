@@ -2,7 +2,10 @@ package mqttgw
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -240,6 +243,31 @@ func TestNobodyActsAsAnother(t *testing.T) {
 	t.Run("certificate of the manager itself", func(t *testing.T) {
 		cert := must(d.ca.IssueServer([]string{string(a.id)}, time.Now(), 0))(t)
 		handshake(t, "certificate_invalid", a, connectOptions{client: string(a.id), cert: &cert})
+	})
+	t.Run("no TLS", func(t *testing.T) {
+		unharmed(t, func(t *testing.T) { // the broker counts such probes nowhere
+			plain := must(net.Dial("tcp", d.broker.MQTTAddr()))(t)
+			defer plain.Close()
+			check(t, plain.SetDeadline(time.Now().Add(patience)))
+			_, err := plain.Write(mqttPacket(0x10, append(append(mqttString("MQTT"), 4, 2, 0, 0), mqttString(string(b.id))...)))
+			check(t, err)
+			if answer, err := io.ReadAll(plain); len(answer) > 0 && answer[0]>>4 == 2 {
+				t.Errorf("answered %x, error %v", answer, err)
+			}
+		})
+	})
+	t.Run("TLS 1.2", func(t *testing.T) {
+		unharmed(t, func(t *testing.T) {
+			counted(t, "handshake", func() {
+				c, err := tls.Dial("tcp", d.broker.MQTTAddr(), &tls.Config{
+					RootCAs: d.ca.Pool(), Certificates: []tls.Certificate{a.cert}, MaxVersion: tls.VersionTLS12,
+				})
+				if err == nil {
+					c.Close()
+					t.Error("shook hands")
+				}
+			})
+		})
 	})
 	t.Run("large payload", func(t *testing.T) {
 		for _, size := range []int{1 << 20, 200 << 10} {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestNewBrokerNamesTheField(t *testing.T) {
@@ -149,4 +151,25 @@ func TestDoorIsClosedWithoutGateway(t *testing.T) {
 	}
 	d.open()
 	dev.connect(wireHello())
+}
+
+// The kernel finds out about a device that is gone, whatever keepalive it asked
+// for.
+func TestWatchPeer(t *testing.T) {
+	b := must(NewBroker(BrokerConfig{Dir: "x", UserTimeout: 7 * time.Second}))(t)
+	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer l.Close()
+	peer := must(net.Dial("tcp", l.Addr().String()))(t)
+	defer peer.Close()
+	conn := must(l.Accept())(t)
+	defer conn.Close()
+	b.watchPeer(conn)
+	raw := must(conn.(*net.TCPConn).SyscallConn())(t)
+	check(t, raw.Control(func(fd uintptr) {
+		timeout, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		alive, err2 := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+		if err != nil || err2 != nil || timeout != 7000 || alive == 0 {
+			t.Errorf("user timeout %d ms (%v), keepalive %d (%v)", timeout, err, alive, err2)
+		}
+	}))
 }

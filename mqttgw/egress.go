@@ -55,17 +55,20 @@ func (g *Gateway) Kick(_ context.Context, id events.DeviceID, reason string) err
 // approved, or, by closing its connection, that it was retired. It returns when
 // that is done.
 func (g *Gateway) Refresh(ctx context.Context, id events.DeviceID) error {
+	if g.devices.Load() == nil {
+		return nil // nobody has a session
+	}
 	sh := g.shard(id)
 	done := make(chan error, 1)
-	if err := sh.do(ctx, func() { done <- sh.refresh(ctx, id) }); err != nil {
-		return fmt.Errorf("refresh device %s: %w", id, err)
-	}
+	sh.do(func() { done <- sh.refresh(ctx, id) })
 	select {
 	case err := <-done:
 		if err != nil {
 			return fmt.Errorf("refresh device %s: %w", id, err)
 		}
 		return nil
+	case <-g.done:
+		return nil // nor has anybody now
 	case <-ctx.Done():
 		return fmt.Errorf("refresh device %s: %w", id, ctx.Err())
 	}

@@ -57,10 +57,9 @@ type Config struct {
 }
 
 const (
-	// shardQueue is how many packets wait for one worker. A device has at most
-	// twice its window of them, or minSessionQueue.
-	shardQueue      = 4096
-	minSessionQueue = 64
+	// minQueue is how many packets of one device may wait, unless its window
+	// is large: then it is twice that.
+	minQueue = 64
 	// maxQueuedBytes bounds all waiting packets together.
 	maxQueuedBytes = 256 << 20
 	// receiptTick is how often receipts are looked for.
@@ -84,8 +83,9 @@ type Gateway struct {
 	seed        maphash.Seed
 	shards      []*shard
 	queuedBytes atomic.Int64
-	// sessionQueue is how many packets of one device may wait.
-	sessionQueue int
+	// maxQueue is how many packets of one device may wait.
+	maxQueue int
+	done     chan struct{} // closed when Run has returned
 	// devices is the connection that packets go through; set by Run.
 	devices atomic.Pointer[nats.Conn]
 
@@ -131,7 +131,7 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		broker: cfg.Broker, commands: cfg.Commands, presence: cfg.Presence, cfg: cfg, log: cfg.Log, now: cfg.Now,
-		seed: maphash.MakeSeed(), sessionQueue: max(minSessionQueue, 2*cfg.Settings.Window),
+		seed: maphash.MakeSeed(), maxQueue: max(minQueue, 2*cfg.Settings.Window), done: make(chan struct{}),
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pallas_device_reports_total", Help: "Reports of devices that were taken, repeats not counted.",
 		}),
@@ -140,7 +140,7 @@ func New(cfg Config) (*Gateway, error) {
 		}),
 	}
 	for range cfg.Workers {
-		g.shards = append(g.shards, &shard{g: g, sessions: make(map[events.DeviceID]*session), queue: make(chan job, shardQueue)})
+		g.shards = append(g.shards, newShard(g))
 	}
 	if r := cfg.Registerer; r != nil {
 		sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -159,6 +159,7 @@ func New(cfg Config) (*Gateway, error) {
 // can answer and closes it when it returns; connections that exist stay. It may
 // be called once.
 func (g *Gateway) Run(ctx context.Context) error {
+	defer close(g.done)
 	conns := make([]*nats.Conn, 3)
 	for i, account := range []string{accountAuth, accountDevices, accountSystem} {
 		nc, err := g.broker.connect(account, "gateway")
@@ -200,7 +201,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("run gateway: subscribe to devices: %w", err)
 	}
-	gone, err := system.Subscribe("$SYS.ACCOUNT."+accountDevices+".DISCONNECT", func(m *nats.Msg) { g.disconnected(work, m.Data) })
+	gone, err := system.Subscribe("$SYS.ACCOUNT."+accountDevices+".DISCONNECT", func(m *nats.Msg) { g.disconnected(m.Data) })
 	if err == nil {
 		subs = append(subs, gone)
 		err = gone.SetPendingLimits(-1, -1)
@@ -236,7 +237,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 }
 
 // disconnected is told of each device connection that ended.
-func (g *Gateway) disconnected(ctx context.Context, data []byte) {
+func (g *Gateway) disconnected(data []byte) {
 	var ev server.DisconnectEventMsg
 	if err := json.Unmarshal(data, &ev); err != nil {
 		g.log.Warn("unreadable disconnect event", "err", err)
@@ -247,7 +248,7 @@ func (g *Gateway) disconnected(ctx context.Context, data []byte) {
 		return // one of this process's own connections
 	}
 	sh := g.shard(id)
-	_ = sh.do(ctx, func() { sh.endConn(id, ev.Client.ID, ev.Reason) })
+	sh.do(func() { sh.endConn(id, ev.Client.ID, ev.Reason) })
 }
 
 // reconcile makes the sessions match the broker's connections.

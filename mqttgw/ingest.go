@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,8 +31,8 @@ const (
 	maxAgent = 128
 )
 
-// intake puts a packet in its shard's line. It never waits: one device's flood
-// must not hold up the others.
+// intake puts a packet in its session's line. It never waits: one device's
+// flood must not hold up the others.
 func (g *Gateway) intake(subject string, data []byte) {
 	id := events.DeviceID(wire.DeviceOfSubject(subject))
 	sh := g.shard(id)
@@ -43,72 +44,88 @@ func (g *Gateway) intake(subject string, data []byte) {
 		return
 	}
 	var reason string
-	kick := false
+	var kick []uint64
 	switch {
 	case !s.limiter.AllowN(g.now(), 1+len(data)/packetUnit):
 		reason = "flood"
-		s.flood++
-		if kick = s.flood%floodKick == 0; kick {
+		if s.flood++; s.flood%floodKick == 0 {
 			s.reason = "sent far more than the permitted rate"
+			kick = slices.Clone(s.conns)
 		}
-	case s.queued >= g.sessionQueue, g.queuedBytes.Load() > maxQueuedBytes:
+	case len(s.in) >= g.maxQueue, g.queuedBytes.Load() > maxQueuedBytes:
 		reason = "overload"
-	}
-	if reason == "" {
-		select {
-		case sh.queue <- job{s: s, data: data}:
-			s.queued++
-			g.queuedBytes.Add(int64(len(data)))
-		default:
-			reason = "overload"
+	default:
+		if s.in = append(s.in, data); len(s.in) == 1 {
+			sh.ready = append(sh.ready, s)
 		}
-	}
-	var conns []uint64
-	if kick {
-		conns = append(conns, s.conns...)
+		g.queuedBytes.Add(int64(len(data)))
 	}
 	sh.mu.Unlock()
-	if reason != "" {
-		g.broker.refuse(reason)
+	if reason == "" {
+		sh.rouse()
+		return
 	}
-	if kick {
-		g.log.Warn("device closed", "device", id, "reason", "flood")
-		for _, c := range conns {
-			g.broker.Kick(c)
-		}
+	g.broker.refuse(reason)
+	for _, c := range kick {
+		g.log.Warn("device closed", "device", id, "conn", c, "reason", reason)
+		g.broker.Kick(c)
 	}
 }
 
-// packet handles one packet, in the worker.
-func (sh *shard) packet(ctx context.Context, s *session, data []byte) {
-	up, err := wire.DecodeUp(data)
-	if err != nil {
-		code := wire.ErrorMalformed
-		switch {
-		case errors.Is(err, wire.ErrTooLarge):
-			code = wire.ErrorTooLarge
-		case errors.Is(err, wire.ErrVersion):
-			code = wire.ErrorVersion
+// packets handles what came from one device, size bytes in all, in the worker.
+// Reports that go on where those of the packet before ended are taken together.
+func (sh *shard) packets(ctx context.Context, s *session, in [][]byte, size int) {
+	var reports []wire.Report
+	var epoch uint64
+	ok := true
+	flush := func() {
+		if len(reports) > 0 && ok {
+			ok = sh.reports(ctx, s, epoch, reports, size > largePacket)
 		}
-		sh.g.broker.refuse(code)
-		sh.g.log.Info("packet refused", "device", s.id, "reason", code, "err", err)
-		sh.g.send(s.id, wire.Down{Error: &wire.Error{Code: code, Message: err.Error()}})
-		return
+		reports = nil
 	}
-	if up.Hello != nil {
-		if err := sh.hello(ctx, s, up.Version, *up.Hello); err != nil {
-			sh.g.fail(ctx, s.id, "answer hello", err)
-			return
+	for _, data := range in {
+		up, err := wire.DecodeUp(data)
+		if err != nil {
+			sh.unreadable(s, err)
+			continue
+		}
+		if up.Hello != nil {
+			flush()
+			err := sh.hello(ctx, s, up.Version, *up.Hello)
+			if ok = err == nil; !ok {
+				sh.g.fail(ctx, s.id, "answer hello", err)
+			}
+		}
+		if n := len(reports); n > 0 && len(up.Reports) > 0 &&
+			(up.Epoch != epoch || up.Reports[0].Seq != reports[n-1].Seq+1 || n+len(up.Reports) > wire.MaxReports) {
+			flush()
+		}
+		if len(up.Reports) > 0 {
+			epoch, reports = up.Epoch, append(reports, up.Reports...)
+		}
+		if up.Bye != nil {
+			flush()
+			sh.mu.Lock()
+			s.reason = "device said goodbye: " + clip(up.Bye.Reason)
+			sh.mu.Unlock()
 		}
 	}
-	if len(up.Reports) > 0 {
-		sh.reports(ctx, s, up.Epoch, up.Reports, len(data) > largePacket)
+	flush()
+}
+
+// unreadable answers a packet that is refused as a whole.
+func (sh *shard) unreadable(s *session, err error) {
+	code := wire.ErrorMalformed
+	switch {
+	case errors.Is(err, wire.ErrTooLarge):
+		code = wire.ErrorTooLarge
+	case errors.Is(err, wire.ErrVersion):
+		code = wire.ErrorVersion
 	}
-	if up.Bye != nil {
-		sh.mu.Lock()
-		s.reason = "device said goodbye: " + clip(up.Bye.Reason)
-		sh.mu.Unlock()
-	}
+	sh.g.broker.refuse(code)
+	sh.g.log.Info("packet refused", "device", s.id, "reason", code, "err", err)
+	sh.g.send(s.id, wire.Down{Error: &wire.Error{Code: code, Message: err.Error()}})
 }
 
 // hello opens or reopens the device's session.
@@ -288,8 +305,9 @@ func (sh *shard) refresh(ctx context.Context, id events.DeviceID) error {
 	return sh.atBoundary(ctx, s)
 }
 
-// reports takes consecutive reports.
-func (sh *shard) reports(ctx context.Context, s *session, epoch uint64, reports []wire.Report, large bool) {
+// reports takes consecutive reports. It is false when they could not be taken,
+// so that those after them need not be tried.
+func (sh *shard) reports(ctx context.Context, s *session, epoch uint64, reports []wire.Report, large bool) bool {
 	now := sh.g.now()
 	greeted, pending, address := sh.state(s)
 	switch {
@@ -299,10 +317,10 @@ func (sh *shard) reports(ctx context.Context, s *session, epoch uint64, reports 
 			s.greetAt = now
 			sh.g.send(s.id, wire.Down{Greet: true})
 		}
-		return
+		return false
 	case pending:
 		sh.g.broker.refuse("pending")
-		return
+		return false
 	}
 	fresh := reports
 	for len(fresh) > 0 && fresh[0].Seq < s.next {
@@ -314,7 +332,7 @@ func (sh *shard) reports(ctx context.Context, s *session, epoch uint64, reports 
 			s.resentFor, s.resentAt = s.next, now
 			sh.g.send(s.id, wire.Down{Resend: &wire.Resend{Epoch: s.epoch, Seq: s.next}})
 		}
-		return
+		return true // what is missing may come next
 	}
 	// A repeat of what was receipted means that the receipt was lost.
 	if len(fresh) < len(reports) && reports[0].Seq <= s.receipted {
@@ -332,6 +350,7 @@ func (sh *shard) reports(ctx context.Context, s *session, epoch uint64, reports 
 	if err != nil {
 		sh.g.fail(ctx, s.id, "take reports", err)
 	}
+	return err == nil
 }
 
 // intaking is the way of one packet's reports into the log.

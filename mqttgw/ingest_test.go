@@ -11,9 +11,11 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/events/eventstest"
 	"pallas/mqttgw/wire"
 )
 
@@ -142,6 +144,14 @@ func TestReportsGoToTheirAggregates(t *testing.T) {
 	expect(t, "inventory", dev.inventory(), []string{
 		"1 HostObserved", "2 VMObserved", "4 VMChanged", "6 HostConditionChanged", "9 VMRemoved",
 	})
+	for r, err := range d.store.Load(t.Context(), events.InventorySubject(dev.id), 0) {
+		check(t, err)
+		for _, e := range r.Entries {
+			if want := e.Report.Seq == 4; (e.DeviceTime.Year() == 1970) != want || r.Time.Year() < 2020 {
+				t.Errorf("report %d: device time %v, time %v", e.Report.Seq, e.DeviceTime, r.Time)
+			}
+		}
+	}
 	expect(t, "tasks", d.entries(events.TasksSubject(dev.id)), []string{"3 TaskAccepted", "5 TaskSucceeded"})
 }
 
@@ -572,4 +582,32 @@ func TestLogRefuses(t *testing.T) {
 	d.store.setRefuse(nil)
 	c.report(vm(2, "vm-2", "x"))
 	c.receipt(2)
+}
+
+func TestNewNamesTheField(t *testing.T) {
+	b := must(NewBroker(BrokerConfig{Dir: "x"}))(t)
+	store, err := commands.New(commands.Config{Store: eventstest.NewMemory(), Now: time.Now})
+	check(t, err)
+	for want, c := range map[string]Config{
+		"Broker":       {Commands: store},
+		"Commands":     {Broker: b},
+		"ReceiptDelay": {Broker: b, Commands: store, ReceiptDelay: -1},
+		"Rate":         {Broker: b, Commands: store, Rate: -1},
+		"Burst":        {Broker: b, Commands: store, Burst: 1},
+		"Settings":     {Broker: b, Commands: store, Settings: wire.Settings{Window: -1}},
+	} {
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error that names %s", err, want)
+		}
+	}
+	g := must(New(Config{Broker: b, Commands: store}))(t)
+	if err := g.Run(t.Context()); err == nil {
+		t.Error("ran on a broker that does not run")
+	}
+	check(t, g.Refresh(t.Context(), "x"))
+	r := prometheus.NewRegistry()
+	must(New(Config{Broker: b, Commands: store, Registerer: r}))(t)
+	if _, err := New(Config{Broker: b, Commands: store, Registerer: r}); err == nil {
+		t.Error("two gateways with the same metrics")
+	}
 }

@@ -25,7 +25,7 @@ type session struct {
 	pending bool     // the device waits for approval
 	gone    bool     // no longer in the shard's map
 	live    commands.Session
-	queued  int // packets in the shard's queue
+	in      [][]byte // packets that wait; the session is ready while there are any
 	limiter *rate.Limiter
 	flood   int    // packets beyond the rate
 	reason  string // why the session is being closed, when it is known
@@ -53,60 +53,94 @@ type session struct {
 }
 
 // shard holds the sessions of a part of the devices. Its one worker handles
-// their packets in the order of arrival.
+// their packets: a device's in the order of arrival, the devices in turn, and
+// of each all that has come since its last turn. So a device that sends much
+// has its reports written together, and holds up nobody.
 type shard struct {
-	g     *Gateway
-	queue chan job
+	g    *Gateway
+	wake chan struct{} // room for one: there is work
 
 	mu       sync.Mutex
 	sessions map[events.DeviceID]*session
+	ready    []*session // with packets, in turn
+	jobs     []func()   // what else the worker is to do
 
 	receipts []*session // the worker's: sessions with a mark, oldest first
 }
 
-// job is a packet, or something else to do in the worker's order.
-type job struct {
-	s    *session
-	data []byte
-	do   func()
+func newShard(g *Gateway) *shard {
+	return &shard{g: g, wake: make(chan struct{}, 1), sessions: make(map[events.DeviceID]*session)}
 }
 
 func (sh *shard) run(ctx context.Context) {
 	ticker := time.NewTicker(receiptTick)
 	defer ticker.Stop()
 	for {
+		var idle <-chan struct{} = sh.wake
+		if sh.step(ctx) {
+			idle = closed
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case j := <-sh.queue:
-			if j.do != nil {
-				j.do()
-				continue
-			}
-			sh.taken(j)
-			sh.packet(ctx, j.s, j.data)
 		case <-ticker.C:
 			sh.giveReceipts(sh.g.now())
+		case <-idle:
 		}
 	}
 }
 
-// taken notes that a packet is no longer in the queue.
-func (sh *shard) taken(j job) {
+// closed is always ready.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// step does one thing, and says whether there was one.
+func (sh *shard) step(ctx context.Context) bool {
 	sh.mu.Lock()
-	j.s.queued--
+	if len(sh.jobs) > 0 {
+		f := sh.jobs[0]
+		sh.jobs = sh.jobs[1:]
+		sh.mu.Unlock()
+		f()
+		return true
+	}
+	if len(sh.ready) == 0 {
+		sh.mu.Unlock()
+		return false
+	}
+	s := sh.ready[0]
+	sh.ready = sh.ready[1:]
+	in, gone := s.in, s.gone
+	s.in = nil
 	sh.mu.Unlock()
-	sh.g.queuedBytes.Add(-int64(len(j.data)))
+	size := 0
+	for _, data := range in {
+		size += len(data)
+	}
+	sh.g.queuedBytes.Add(-int64(size))
+	if !gone {
+		sh.packets(ctx, s, in, size)
+	}
+	return true
 }
 
-// do runs f in the worker's order. It returns when f is in line.
-func (sh *shard) do(ctx context.Context, f func()) error {
+// rouse tells the worker that there is work.
+func (sh *shard) rouse() {
 	select {
-	case sh.queue <- job{do: f}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	case sh.wake <- struct{}{}:
+	default:
 	}
+}
+
+// do has the worker run f.
+func (sh *shard) do(f func()) {
+	sh.mu.Lock()
+	sh.jobs = append(sh.jobs, f)
+	sh.mu.Unlock()
+	sh.rouse()
 }
 
 // noteConn adds a connection to the device's session, and makes one if there is
@@ -228,10 +262,10 @@ func (sh *shard) reconcile(ctx context.Context) {
 	}
 	sh.mu.Unlock()
 	for _, d := range ends {
-		_ = sh.do(ctx, func() { sh.endConn(d.id, d.conn, "connection is gone") })
+		sh.do(func() { sh.endConn(d.id, d.conn, "connection is gone") })
 	}
 	for _, id := range pending {
-		_ = sh.do(ctx, func() {
+		sh.do(func() {
 			if err := sh.refresh(ctx, id); err != nil && ctx.Err() == nil {
 				sh.g.log.Warn("look at a pending device", "device", id, "err", err)
 			}
