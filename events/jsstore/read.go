@@ -21,6 +21,7 @@ const (
 	// messages, and no further message once it has so many bytes.
 	pageMessages = 1000
 	pageBytes    = 4 << 20
+	firstPage    = 250
 	// maxMerged is up to how many filter subjects are read each on its own.
 	// With more of them the whole log is read and filtered here.
 	maxMerged = 16
@@ -45,6 +46,7 @@ type message struct {
 	position uint64
 	subject  events.Subject
 	id       string
+	header   nats.Header
 	data     []byte
 }
 
@@ -69,37 +71,23 @@ func startOf(f events.Filter) start {
 	return start{since: f.Since}
 }
 
-// Load implements [events.Store].
+// Load implements [events.Store]. Its cost is that of the records it yields,
+// however long the log is: a round trip for each, up to maxLinks of them.
 func (s *Store) Load(ctx context.Context, subject events.Subject, after uint64) iter.Seq2[events.Record, error] {
 	if err := subject.Validate(); err != nil {
 		return failed(fmt.Errorf("load: %w", err))
 	}
-	return records("load "+string(subject), s.messages(ctx, string(subject), start{after: after}))
+	return records("load "+string(subject), s.aggregate(ctx, subject, after))
 }
 
-// Read implements [events.Store].
+// Read implements [events.Store]. For a few literal subjects, or patterns with
+// a literal id, its cost is that of [Store.Load]; else that of the stretch of
+// the log it goes through.
 func (s *Store) Read(ctx context.Context, f events.Filter) iter.Seq2[events.Record, error] {
 	if err := f.Validate(); err != nil {
 		return failed(fmt.Errorf("read: %w", err))
 	}
-	from := startOf(f)
-	subjects := slices.Compact(slices.Sorted(slices.Values(f.Subjects)))
-	switch n := len(subjects); {
-	case n == 0:
-		return records("read", s.messages(ctx, "", from))
-	case n == 1:
-		return records("read", s.messages(ctx, subjects[0], from))
-	case n <= maxMerged:
-		return records("read", s.merged(ctx, subjects, from))
-	default:
-		return records("read", func(yield func(message, error) bool) {
-			for m, err := range s.messages(ctx, "", from) {
-				if (err != nil || f.Match(m.subject)) && !yield(m, err) {
-					return
-				}
-			}
-		})
-	}
+	return records("read", s.selected(ctx, f))
 }
 
 func failed(err error) iter.Seq2[events.Record, error] {
@@ -125,16 +113,70 @@ func records(doing string, messages iter.Seq2[message, error]) iter.Seq2[events.
 	}
 }
 
-// messages yields what the log holds, when the iteration starts, of one subject
-// (or pattern, or everything when empty), page by page.
-func (s *Store) messages(ctx context.Context, subject string, from start) iter.Seq2[message, error] {
+// aggregate yields what the log holds of one aggregate when the iteration
+// starts.
+func (s *Store) aggregate(ctx context.Context, subject events.Subject, after uint64) iter.Seq2[message, error] {
+	return func(yield func(message, error) bool) {
+		found, whole, err := s.linked(ctx, subject, start{after: after}, 0)
+		if err == nil && !whole {
+			var end uint64
+			if end, err = s.Last(ctx); err == nil {
+				s.until(ctx, string(subject), start{after: after}, end, yield)
+				return
+			}
+		}
+		each(ctx, found, err, yield)
+	}
+}
+
+// selected yields what the log holds of the filter's subjects when the
+// iteration starts.
+func (s *Store) selected(ctx context.Context, f events.Filter) iter.Seq2[message, error] {
 	return func(yield func(message, error) bool) {
 		end, err := s.Last(ctx)
 		if err != nil {
 			yield(message{}, err)
 			return
 		}
-		s.until(ctx, subject, from, end, yield)
+		from := startOf(f)
+		patterns := slices.Compact(slices.Sorted(slices.Values(f.Subjects)))
+		switch n := len(patterns); {
+		case n == 0:
+			s.until(ctx, "", from, end, yield)
+			return
+		case n > maxMerged:
+			s.until(ctx, "", from, end, func(m message, err error) bool {
+				return err == nil && !f.Match(m.subject) || yield(m, err)
+			})
+			return
+		}
+		found, whole, err := s.allLinked(ctx, patterns, from, end)
+		switch {
+		case err != nil || whole:
+			each(ctx, found, err, yield)
+		case len(patterns) == 1:
+			s.until(ctx, patterns[0], from, end, yield)
+		default:
+			s.merged(ctx, patterns, from, end, yield)
+		}
+	}
+}
+
+// each yields the messages, or the error.
+func each(ctx context.Context, found []message, err error, yield func(message, error) bool) {
+	for _, m := range found {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil || !yield(m, nil) {
+			break
+		}
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		yield(message{}, err)
 	}
 }
 
@@ -150,8 +192,8 @@ func (s *Store) until(ctx context.Context, subject string, from start, end uint6
 		return
 	}
 	defer unsubscribe(sub)
-	for more := true; more && after < end; {
-		r := request{Seq: after + 1, NextFor: subject, Batch: pageMessages, MaxBytes: pageBytes}
+	for more, batch := true, firstPage; more && after < end; batch = pageMessages {
+		r := request{Seq: after + 1, NextFor: subject, Batch: batch, MaxBytes: pageBytes}
 		if after == 0 && !from.since.IsZero() {
 			r.Seq, r.StartTime = 0, &from.since
 		}
@@ -180,57 +222,50 @@ func (s *Store) until(ctx context.Context, subject string, from start, end uint6
 	}
 }
 
-// merged yields the messages of several subjects in the order of their
+// merged yields the messages of several patterns in the order of their
 // positions, each once.
-func (s *Store) merged(ctx context.Context, subjects []string, from start) iter.Seq2[message, error] {
-	return func(yield func(message, error) bool) {
-		end, err := s.Last(ctx)
-		if err != nil {
+func (s *Store) merged(ctx context.Context, patterns []string, from start, end uint64, yield func(message, error) bool) {
+	type source struct {
+		head message
+		next func() (message, error, bool)
+	}
+	var sources []*source
+	// advance gets the source's next message, and drops it at its end.
+	advance := func(src *source) error {
+		m, err, ok := src.next()
+		if !ok {
+			sources = slices.DeleteFunc(sources, func(o *source) bool { return o == src })
+			return nil
+		}
+		src.head = m
+		return err
+	}
+	for _, pattern := range patterns {
+		next, stop := iter.Pull2(func(yield func(message, error) bool) {
+			s.until(ctx, pattern, from, end, yield)
+		})
+		defer stop()
+		src := &source{next: next}
+		sources = append(sources, src)
+		if err := advance(src); err != nil {
 			yield(message{}, err)
 			return
 		}
-		type source struct {
-			head message
-			next func() (message, error, bool)
+	}
+	for last := uint64(0); len(sources) > 0; {
+		src := slices.MinFunc(sources, func(a, b *source) int {
+			return cmp.Compare(a.head.position, b.head.position)
+		})
+		m := src.head
+		if err := advance(src); err != nil {
+			yield(message{}, err)
+			return
 		}
-		var sources []*source
-		// advance gets the source's next message, and drops it at its end.
-		advance := func(src *source) error {
-			m, err, ok := src.next()
-			if !ok {
-				sources = slices.DeleteFunc(sources, func(o *source) bool { return o == src })
-				return nil
-			}
-			src.head = m
-			return err
+		// Patterns may overlap: the same message comes from each.
+		if m.position != last && !yield(m, nil) {
+			return
 		}
-		for _, subject := range subjects {
-			next, stop := iter.Pull2(func(yield func(message, error) bool) {
-				s.until(ctx, subject, from, end, yield)
-			})
-			defer stop()
-			src := &source{next: next}
-			sources = append(sources, src)
-			if err := advance(src); err != nil {
-				yield(message{}, err)
-				return
-			}
-		}
-		for last := uint64(0); len(sources) > 0; {
-			src := slices.MinFunc(sources, func(a, b *source) int {
-				return cmp.Compare(a.head.position, b.head.position)
-			})
-			m := src.head
-			if err := advance(src); err != nil {
-				yield(message{}, err)
-				return
-			}
-			// Patterns may overlap: the same message comes from each.
-			if m.position != last && !yield(m, nil) {
-				return
-			}
-			last = m.position
-		}
+		last = m.position
 	}
 }
 
@@ -343,6 +378,7 @@ func parse(reply *nats.Msg) (message, error) {
 		position: position,
 		subject:  events.Subject(reply.Header.Get(jetstream.SubjectHeader)),
 		id:       reply.Header.Get(jetstream.MsgIDHeader),
+		header:   reply.Header,
 		data:     reply.Data,
 	}, nil
 }

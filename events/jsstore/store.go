@@ -32,9 +32,16 @@ type Config struct {
 	// but the disk's. A disk that runs full stops the stream until the server
 	// is restarted, so set a limit below it.
 	MaxBytes int64
+	// MustExist refuses to make a new log: one that is gone or that the server
+	// cannot read must not be taken for an empty one.
+	MustExist bool
 	// Log receives what goes wrong and is overcome; nil means nobody.
 	Log *slog.Logger
 }
+
+// ErrMissing says that there is no log, or none that the server can read,
+// although there must be one.
+var ErrMissing = errors.New("stream EVENTS is missing or damaged; restore it from a backup")
 
 // Store is an [events.Store] on JetStream. Its methods may be used at the same
 // time.
@@ -66,7 +73,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
-	stream, err := openStream(ctx, js, streamConfig(c.Replicas, c.MaxBytes))
+	stream, err := openStream(ctx, js, streamConfig(c.Replicas, c.MaxBytes), c.MustExist)
 	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
@@ -147,6 +154,9 @@ func (s *Store) find(ctx context.Context, d events.Decision, after uint64) (posi
 // another aggregate.
 func (s *Store) sameSubject(ctx context.Context, position uint64, want events.Subject) error {
 	m, err := s.get(ctx, request{Seq: position})
+	if errors.Is(err, errNotFound) { // a replica that is behind
+		return fmt.Errorf("%w: position %d: %w", events.ErrUnavailable, position, err)
+	}
 	if err != nil {
 		return err
 	}

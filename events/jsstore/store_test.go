@@ -39,13 +39,16 @@ func serve(t testing.TB, dir string, change ...func(*server.Options)) (s *server
 
 func connect(t testing.TB, s *server.Server) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect("", nats.InProcessServer(s), nats.MaxReconnects(-1))
+	nc, err := nats.Connect("", nats.InProcessServer(s), nats.MaxReconnects(-1), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
 	return nc
 }
+
+// quiet keeps nats.go from writing to stderr that a server went away.
+var quiet = nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
 
 func open(t testing.TB, nc *nats.Conn) *jsstore.Store {
 	t.Helper()

@@ -59,9 +59,12 @@ func (e *WeakenedError) Error() string {
 	return "stream " + streamName + " does not protect the event log: " + strings.Join(e.Settings, "; ")
 }
 
-func openStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) error {
+func openStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig, mustExist bool) (jetstream.Stream, error) {
 	stream, err := js.Stream(ctx, streamName)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if mustExist {
+			return nil, ErrMissing
+		}
 		stream, err = js.CreateStream(ctx, want)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			// Another manager was faster, with other limits.
@@ -69,21 +72,21 @@ func openStream(ctx context.Context, js jetstream.JetStream, want jetstream.Stre
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("stream %s: %w", streamName, translate(err))
+		return nil, fmt.Errorf("stream %s: %w", streamName, translate(err))
 	}
 	info := stream.CachedInfo()
 	if wrong := weaknesses(info.Config, info.State); len(wrong) > 0 {
-		return &WeakenedError{Settings: wrong}
+		return nil, &WeakenedError{Settings: wrong}
 	}
 	if info.Config.MaxBytes == want.MaxBytes && info.Config.Replicas == want.Replicas {
-		return nil
+		return stream, nil
 	}
 	have := info.Config
 	have.MaxBytes, have.Replicas = want.MaxBytes, want.Replicas
-	if _, err := js.UpdateStream(ctx, have); err != nil {
-		return fmt.Errorf("set stream %s to %d bytes and %d replicas: %w", streamName, want.MaxBytes, want.Replicas, translate(err))
+	if stream, err = js.UpdateStream(ctx, have); err != nil {
+		return nil, fmt.Errorf("set stream %s to %d bytes and %d replicas: %w", streamName, want.MaxBytes, want.Replicas, translate(err))
 	}
-	return nil
+	return stream, nil
 }
 
 // weaknesses compares what protects the log, and names each difference. Limits

@@ -352,7 +352,7 @@ func TestUnavailable(t *testing.T) {
 	b := &broker{}
 	srv, stop := serve(t, dir)
 	b.current.Store(srv)
-	nc, err := nats.Connect("", nats.InProcessServer(b), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	nc, err := nats.Connect("", nats.InProcessServer(b), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
