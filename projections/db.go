@@ -110,7 +110,8 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	return d, nil
 }
 
-// open takes the file as it is, or starts a new one if it cannot be used.
+// open takes the file as it is, or starts a new one if it cannot be used. The
+// caller holds swap, or nobody else has d yet.
 func (d *DB) open(ctx context.Context) error {
 	if err := removeFiles(d.path + rebuildSuffix); err != nil {
 		return err
@@ -144,9 +145,7 @@ func (d *DB) attach(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, w.close())
 	}
-	d.swap.Lock()
 	d.w, d.r = w, r
-	d.swap.Unlock()
 	d.mu.Lock()
 	d.position, d.decision = w.position, w.decision
 	d.mu.Unlock()
@@ -154,22 +153,35 @@ func (d *DB) attach(ctx context.Context) error {
 }
 
 // restart gives up the rows and begins with an empty file, because of reason.
+// Queries wait meanwhile.
 func (d *DB) restart(ctx context.Context, reason string, discard func(path string) error) error {
 	d.met.rebuilds.WithLabelValues(reason).Inc()
 	d.swap.Lock()
-	err := errors.Join(d.r.Close(), d.w.close())
-	if err == nil {
-		err = discard(d.path)
+	defer d.swap.Unlock()
+	// What closing a damaged file complains about does not matter any more.
+	if err := errors.Join(d.r.Close(), d.w.close()); err != nil {
+		d.log.Warn("closing the old read model file", "error", err)
 	}
 	d.r, d.w = nil, nil
-	d.swap.Unlock()
+	err := discard(d.path)
+	if err == nil {
+		err = d.open(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("start read model anew: %w", err)
 	}
-	d.mu.Lock()
-	d.reached = false
-	d.mu.Unlock()
-	return d.attach(ctx)
+	return nil
+}
+
+// reattach opens the file again after a restart that failed half-way, for
+// instance on a full disk.
+func (d *DB) reattach(ctx context.Context) error {
+	d.swap.Lock()
+	defer d.swap.Unlock()
+	if d.w != nil {
+		return nil
+	}
+	return d.open(ctx)
 }
 
 // Close closes the file. Run must have returned.
@@ -240,8 +252,11 @@ func (d *DB) update(change func()) {
 func (d *DB) read(f func(*sql.DB) error) error {
 	d.swap.RLock()
 	defer d.swap.RUnlock()
-	if d.closed || d.r == nil {
+	switch {
+	case d.closed:
 		return ErrClosed
+	case d.r == nil:
+		return ErrRestarting
 	}
 	return f(d.r)
 }
@@ -476,7 +491,7 @@ func removeFiles(path string) error {
 // setAside keeps the damaged file, for whoever wants to know why, and removes
 // what lies beside it.
 func setAside(path string) error {
-	if err := os.Rename(path, path+".damaged"); err != nil {
+	if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return removeFiles(path)

@@ -214,8 +214,8 @@ const deviceColumns = `
 		d.cpu_model, d.cpu_sockets, d.cpu_cores, d.cpu_threads, d.cpu_mhz, d.memory_mib, d.boot_time, d.maintenance,
 		d.license_name, d.license_edition, d.license_expires, d.license_writable, d.license_reason,
 		d.datastores, d.networks,
-		(SELECT count(*) FROM vms v WHERE v.device = d.id),
-		(SELECT count(*) FROM vms v WHERE v.device = d.id AND v.power = 'on')`
+		(SELECT count(*) FROM vms v INDEXED BY vms_by_device WHERE v.device = d.id),
+		(SELECT count(*) FROM vms v INDEXED BY vms_by_device WHERE v.device = d.id AND v.power = 'on')`
 
 // deviceRow is a device with the key that lists are sorted by.
 type deviceRow struct {

@@ -19,6 +19,9 @@ var (
 	ErrBadCursor = errors.New("cursor is not valid for this list: start again without one")
 	// ErrClosed says that the database was closed.
 	ErrClosed = errors.New("read model is closed")
+	// ErrRestarting says that the file was given up and another one could not
+	// be made yet. It passes by itself when the reason, which is logged, does.
+	ErrRestarting = errors.New("read model has no file at the moment")
 )
 
 // FieldError says which field of a filter is out of its range.

@@ -72,10 +72,8 @@ func (d *DB) Run(ctx context.Context, store events.Store) error {
 
 // follow applies decisions from the checkpoint on until something is wrong.
 func (d *DB) follow(ctx context.Context, store events.Store) error {
-	if d.detached() {
-		if err := d.open(ctx); err != nil {
-			return err
-		}
+	if err := d.reattach(ctx); err != nil {
+		return fmt.Errorf("open read model: %w", err)
 	}
 	if err := d.matchLog(ctx, store); err != nil {
 		return err
@@ -104,13 +102,6 @@ func (d *DB) follow(ctx context.Context, store events.Store) error {
 			return readError(ctx, d.Position(), err)
 		}
 	}
-}
-
-// detached says whether starting anew failed half-way.
-func (d *DB) detached() bool {
-	d.swap.RLock()
-	defer d.swap.RUnlock()
-	return d.w == nil
 }
 
 // readError tells a log that does not answer from one that holds something

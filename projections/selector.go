@@ -126,7 +126,9 @@ func (s Selector) where(q *query, device string) {
 }
 
 func (r requirement) where(q *query, device string) {
-	not := ""
+	// The plus sign keeps the planner from making a join of EXISTS, which it
+	// might then begin with, and sort after.
+	not := "+"
 	if r.op == opNotExists || r.op == opNotEqual || r.op == opNotIn {
 		not = "NOT "
 	}

@@ -1,0 +1,144 @@
+package projections
+
+import (
+	"database/sql"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"pallas/events"
+)
+
+// TestQueryPlans looks at how SQLite runs each list: in the order of an index,
+// without sorting, from where the page before ended, and with every inner
+// look-up by key.
+func TestQueryPlans(t *testing.T) {
+	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
+	deviceCursor := Window{Cursor: encodeCursor("device-name", "n", "i")}
+	vmCursor := Window{Cursor: encodeCursor("vm-name", "n", "d", "i")}
+	taskCursor := Window{Cursor: encodeCursor("task", 7, "i")}
+	type built interface{ query() (query, error) }
+	for name, tc := range map[string]struct {
+		filter built
+		first  string // what drives the query
+	}{
+		"devices":            {DeviceFilter{}, "SCAN d USING INDEX devices_by_name"},
+		"devices, next":      {DeviceFilter{Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
+		"devices by id":      {DeviceFilter{Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"devices by id, two": {DeviceFilter{Sort: SortID, Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"devices by id, next": {
+			DeviceFilter{Sort: SortID, Window: Window{Cursor: encodeCursor("device-id", "i")}},
+			"SEARCH d USING INDEX sqlite_autoindex_devices_1 (id>?)",
+		},
+		"trust":        {DeviceFilter{Trust: []Trust{TrustPending}}, "SEARCH d USING INDEX devices_by_trust (trust=?)"},
+		"trust, next":  {DeviceFilter{Trust: []Trust{TrustPending}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_trust (trust=? AND (name_key,id)>(?,?))"},
+		"trusts":       {DeviceFilter{Trust: []Trust{TrustPending, TrustApproved}}, "SCAN d USING INDEX devices_by_name"},
+		"trusts, next": {DeviceFilter{Trust: []Trust{TrustPending, TrustApproved}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
+		"connection":   {DeviceFilter{Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_connection (connection=?)"},
+		"condition":    {DeviceFilter{Condition: []events.Condition{events.ConditionDenied}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_condition (condition=?)"},
+		"version":      {DeviceFilter{Version: "8.0.2", Trust: []Trust{TrustApproved}}, "SEARCH d USING INDEX devices_by_version (version=?)"},
+		"text":         {DeviceFilter{Text: "x"}, "SCAN d USING INDEX devices_by_name"},
+		"label":        {DeviceFilter{Selector: mustSelector(t, "a=b")}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
+		"label, next": {
+			DeviceFilter{Selector: mustSelector(t, "a=b,c"), Window: deviceCursor},
+			"SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=? AND (name_key,device)>(?,?))",
+		},
+		"label and more": {
+			DeviceFilter{Selector: mustSelector(t, "c!=d,a=b,!x,e in (f,g)"), Trust: []Trust{TrustApproved}, Text: "q"},
+			"SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)",
+		},
+		"labels":               {DeviceFilter{Selector: mustSelector(t, "a in (b,c),!d,e notin (f,g),h")}, "SCAN d USING INDEX devices_by_name"},
+		"labels by id":         {DeviceFilter{Selector: mustSelector(t, "a=b,c"), Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"vms":                  {VMFilter{}, "SCAN v USING INDEX vms_by_name"},
+		"vms, next":            {VMFilter{Window: vmCursor}, "SEARCH v USING INDEX vms_by_name ((name_key,device,id)>(?,?,?))"},
+		"vms by id":            {VMFilter{Sort: SortID}, "SCAN v USING INDEX sqlite_autoindex_vms_1"},
+		"vms of one by id":     {VMFilter{Device: deviceA, Sort: SortID}, "SEARCH v USING INDEX sqlite_autoindex_vms_1 (device=?)"},
+		"vms of one":           {VMFilter{Device: deviceA, Power: []events.PowerState{events.PowerOn}}, "SEARCH v USING INDEX vms_by_device (device=?)"},
+		"vms of one, next":     {VMFilter{Device: deviceA, Window: vmCursor}, "SEARCH v USING INDEX vms_by_device (device=?"},
+		"power":                {VMFilter{Power: []events.PowerState{events.PowerOn}, Tools: []events.ToolsState{events.ToolsRunning}}, "SEARCH v USING INDEX vms_by_power (power=?)"},
+		"power, next":          {VMFilter{Power: []events.PowerState{events.PowerOn}, Window: vmCursor}, "SEARCH v USING INDEX vms_by_power (power=? AND (name_key,device,id)>(?,?,?))"},
+		"vms by label":         {VMFilter{Selector: mustSelector(t, "a=b,c!=d,e in (f,g)")}, "SCAN v USING INDEX vms_by_name"},
+		"vms by text":          {VMFilter{Text: "x"}, "SCAN v USING INDEX vms_by_name"},
+		"tasks":                {TaskFilter{}, "SCAN t USING INDEX tasks_by_request"},
+		"tasks, next":          {TaskFilter{Window: taskCursor}, "SEARCH t USING INDEX tasks_by_request ((requested_position,id)<(?,?))"},
+		"tasks of one":         {TaskFilter{Device: deviceA, Open: true}, "SEARCH t USING INDEX tasks_by_device (device=?)"},
+		"tasks of one, next":   {TaskFilter{Device: deviceA, Window: taskCursor}, "SEARCH t USING INDEX tasks_by_device (device=? AND (requested_position,id)<(?,?))"},
+		"tasks of a vm":        {TaskFilter{Device: deviceA, VM: vm1}, "SEARCH t USING INDEX tasks_by_vm (device=? AND vm=?)"},
+		"open tasks":           {TaskFilter{Open: true, Kind: events.TaskVMReset}, "SCAN t USING INDEX tasks_open"},
+		"open tasks, next":     {TaskFilter{Open: true, Window: taskCursor}, "SEARCH t USING INDEX tasks_open ((requested_position,id)<(?,?))"},
+		"tasks by status":      {TaskFilter{Status: []events.TaskStatus{events.TaskStatusFailed}}, "SEARCH t USING INDEX tasks_by_status (status=?)"},
+		"tasks by open status": {TaskFilter{Status: []events.TaskStatus{events.TaskStatusRequested, events.TaskStatusAccepted}}, "SCAN t USING INDEX tasks_open"},
+		"tasks by statuses":    {TaskFilter{Status: []events.TaskStatus{events.TaskStatusFailed, events.TaskStatusExpired}}, "SCAN t USING INDEX tasks_by_request"},
+		"tokens":               {JoinTokenFilter{UsableAt: at(1)}, "SCAN t USING INDEX join_tokens_by_creation"},
+		"tokens, next":         {JoinTokenFilter{Window: Window{Cursor: encodeCursor("join-token", 1, "i")}}, "SEARCH t USING INDEX join_tokens_by_creation ((created_position,id)<(?,?))"},
+		"uses":                 {TokenUseFilter{Token: token1, Window: Window{Cursor: encodeCursor("token-use", 1, "i")}}, "SEARCH u USING INDEX join_token_uses_by_position (token=? AND (position,device)>(?,?))"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q, err := tc.filter.query()
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan := explain(t, d, q)
+			if !strings.HasPrefix(plan[0], tc.first) {
+				t.Errorf("plan begins %q, want %q", plan[0], tc.first)
+			}
+			inner := regexp.MustCompile(`^(SEARCH d USING INDEX sqlite_autoindex_devices_1 \(id=\?\)|` +
+				`SEARCH s USING PRIMARY KEY \(device=\? AND key=\?\)|` +
+				`SEARCH v USING COVERING INDEX vms_by_device \(device=\?\)|CORRELATED SCALAR SUBQUERY)`)
+			for _, line := range plan {
+				if strings.Contains(line, "TEMP B-TREE") {
+					t.Errorf("sorts: %s", line)
+				}
+			}
+			for _, line := range plan[1:] {
+				if !inner.MatchString(line) {
+					t.Errorf("looks at more than it needs: %s", line)
+				}
+			}
+			if t.Failed() {
+				t.Log(q.sql(), "\n", strings.Join(plan, "\n"))
+			}
+		})
+	}
+}
+
+// explain returns the plan of a query, a line for each step.
+func explain(t *testing.T, d *DB, q query) []string {
+	t.Helper()
+	var plan []string
+	err := d.read(func(db *sql.DB) (err error) {
+		plan, err = collect(t.Context(), db, "EXPLAIN QUERY PLAN "+q.sql(), q.args, func(rows *sql.Rows) (string, error) {
+			var id, parent, unused int
+			var detail string
+			return detail, rows.Scan(&id, &parent, &unused, &detail)
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, q.sql())
+	}
+	return plan
+}
+
+// TestOtherPlans covers the queries that are no lists.
+func TestOtherPlans(t *testing.T) {
+	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
+	for text, want := range map[string]string{
+		deviceColumns + " FROM devices d WHERE d.id = 'x'":                                                         "SEARCH d USING INDEX sqlite_autoindex_devices_1 (id=?)",
+		taskColumns + taskFrom + " WHERE t.id = 'x'":                                                               "SEARCH t USING INDEX sqlite_autoindex_tasks_1 (id=?)",
+		countActive("version"):                                                                                     "SCAN devices USING COVERING INDEX devices_by_state",
+		"SELECT id FROM devices WHERE connection = 'connected' ORDER BY id":                                        "SEARCH devices USING COVERING INDEX devices_by_connection (connection=?)",
+		"SELECT trust, count(*) FROM devices GROUP BY trust":                                                       "SCAN devices USING COVERING INDEX devices_by_",
+		"SELECT power, count(*) FROM vms GROUP BY power":                                                           "SCAN vms USING COVERING INDEX vms_by_power",
+		"UPDATE device_labels SET name_key = 'x' WHERE device = 'd'":                                               "SEARCH device_labels USING PRIMARY KEY (device=?)",
+		"DELETE FROM vms WHERE device = 'd'":                                                                       "SEARCH vms USING",
+		deviceColumns + " FROM devices d WHERE d.id >= 'x' AND d.id < 'y'":                                         "SEARCH d USING INDEX sqlite_autoindex_devices_1 (id>? AND id<?)",
+		deviceColumns + " FROM devices d WHERE d.name_key = 'x' ORDER BY d.id":                                     "SEARCH d USING INDEX devices_by_name (name_key=?)",
+		vmColumns + " FROM vms v LEFT JOIN devices d ON d.id = v.device WHERE v.device = 'd' AND v.name_key = 'x'": "SEARCH v USING INDEX vms_by_device (device=? AND name_key=?)",
+	} {
+		if plan := explain(t, d, query{from: text}); !strings.HasPrefix(plan[0], want) {
+			t.Errorf("%s\n got %s\nwant %s", text, strings.Join(plan, "\n     "), want)
+		}
+	}
+}
