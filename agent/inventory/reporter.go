@@ -78,11 +78,12 @@ func (r *Reporter) SetReconcile(d time.Duration) {
 }
 
 // Resync makes the next look report everything. It changes nothing while a
-// complete inventory is still on its way to the manager.
-func (r *Reporter) Resync() {
-	epoch, first, _ := r.c.Store.Numbers()
+// complete inventory waits among the reports from unsent on, which the manager
+// has not seen.
+func (r *Reporter) Resync(unsent uint64) {
+	epoch, _, _ := r.c.Store.Numbers()
 	r.mu.Lock()
-	if r.full || (r.epoch == epoch && r.fullSeq >= first) {
+	if r.full || (r.epoch == epoch && r.fullSeq >= unsent) {
 		r.mu.Unlock()
 		return
 	}

@@ -198,16 +198,15 @@ func TestEverythingOnceThenDifferences(t *testing.T) {
 func TestResync(t *testing.T) {
 	r := newRig(t, fake.Sample("one", 1))
 	r.refresh()
-	r.rep.Resync()
-	r.want(r.refresh()) // the complete inventory is still on its way
+	r.rep.Resync(4)
+	r.want(r.refresh()) // the complete inventory is yet to be sent
 	epoch, _, next := r.store.Numbers()
-	r.store.Receipt(epoch, next-1)
-	r.rep.Resync()
+	r.rep.Resync(next)
 	r.want(r.refresh(), "condition ok", "host", "vm vm-1", "inventory")
 	r.want(r.refresh())
 	r.store.Receipt(epoch, r.m.next-1)
 	r.host.SetUnreachable("gone")
-	r.rep.Resync()
+	r.rep.Resync(r.m.next)
 	// What is known goes, when the host cannot be looked at.
 	r.want(r.refresh(), "condition unreachable", "host", "vm vm-1", "inventory")
 	if err := r.store.NewEpoch(); err != nil {
@@ -329,7 +328,7 @@ func TestStreamRebuildsTheHost(t *testing.T) {
 			"unreachable": func(rt *rapid.T) { h.SetUnreachable(text.Draw(rt, "message")) },
 			"look":        func(*rapid.T) { r.refresh() },
 			"restart":     func(*rapid.T) { r.restart() },
-			"resync":      func(*rapid.T) { r.rep.Resync() },
+			"resync":      func(*rapid.T) { r.rep.Resync(r.m.next) },
 			"receipt": func(*rapid.T) {
 				r.m.take(rt, r.store)
 				r.store.Receipt(r.m.epoch, r.m.next-1)

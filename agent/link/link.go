@@ -33,8 +33,9 @@ type Config struct {
 	// Tasks and Cancel take work; after an error the manager sends it again.
 	Tasks  func([]wire.Task) error
 	Cancel func([]uuid.UUID) error
-	// Resync is asked for a complete inventory in the outbox.
-	Resync func()
+	// Resync is asked for a complete inventory in the outbox. The manager has
+	// not been sent the reports from unsent on.
+	Resync func(unsent uint64)
 
 	BackoffBase time.Duration // 1 s
 	BackoffCap  time.Duration // 60 s

@@ -86,7 +86,7 @@ func newRig(t *testing.T, change ...func(*link.Config)) *rig {
 		Welcome: func(wire.Welcome) {},
 		Tasks:   func(tasks []wire.Task) error { r.tasks = append(r.tasks, tasks...); return r.taskErr },
 		Cancel:  func(ids []uuid.UUID) error { r.cancels = append(r.cancels, ids...); return nil },
-		Resync:  func() { r.resyncs++ },
+		Resync:  func(uint64) { r.resyncs++ },
 	}
 	for _, f := range change {
 		f(&c)

@@ -258,7 +258,7 @@ func (s *session) down(d wire.Down) error {
 		}
 	}
 	if d.Resync {
-		s.l.c.Resync()
+		s.l.c.Resync(s.sent)
 	}
 	if len(d.Cancels) > 0 {
 		if err := s.l.c.Cancel(d.Cancels); err != nil {
@@ -371,7 +371,7 @@ func (s *session) newEpoch() error {
 	if err := s.l.c.Store.NewEpoch(); err != nil {
 		return stored(err)
 	}
-	s.l.c.Resync()
+	s.l.c.Resync(1)
 	return s.hello()
 }
 
