@@ -23,6 +23,9 @@
 //	  │ ◄────────────────────────── Down{Tasks}
 //	  │ Up{Reports: TaskReport accepted} ─────► │
 //
+// A manager drops what a device sends beyond a rate, and what it cannot take at
+// the moment; a Hello that is not welcomed is to be repeated like a report.
+//
 // Unknown keys are ignored, so that either side may be newer. A report of an
 // unknown kind is answered with an [Error] and counts as received.
 package wire

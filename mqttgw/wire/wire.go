@@ -32,11 +32,13 @@ type Up struct {
 
 // Down is a packet to a device.
 type Down struct {
-	Version int         `cbor:"1,keyasint" json:"version"`
-	Welcome *Welcome    `cbor:"2,keyasint,omitempty" json:"welcome"`
-	Receipt *Receipt    `cbor:"3,keyasint,omitempty" json:"receipt"`
-	Tasks   []Task      `cbor:"4,keyasint,omitempty" json:"tasks"`
-	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty" json:"cancels"` // tasks not to begin
+	Version int      `cbor:"1,keyasint" json:"version"`
+	Welcome *Welcome `cbor:"2,keyasint,omitempty" json:"welcome"`
+	Receipt *Receipt `cbor:"3,keyasint,omitempty" json:"receipt"`
+	Tasks   []Task   `cbor:"4,keyasint,omitempty" json:"tasks"`
+	// Cancels are tasks not to begin. A device answers each with a TaskState, also
+	// one that it does not know.
+	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty" json:"cancels"`
 	Resend  *Resend     `cbor:"6,keyasint,omitempty" json:"resend"`
 	// Resync asks for a complete inventory.
 	Resync bool   `cbor:"7,keyasint,omitempty" json:"resync"`
@@ -76,6 +78,8 @@ type Welcome struct {
 	Time time.Time `cbor:"1,keyasint" json:"time"`
 	// Next is the sequence the manager expects next: all before it need not be
 	// sent. They are not receipted by this.
+	// A device for which it is before Hello.First or beyond Hello.Next knows that
+	// it or the manager was set back to an older copy: it starts a new epoch.
 	Next     uint64   `cbor:"2,keyasint" json:"next"`
 	Settings Settings `cbor:"3,keyasint" json:"settings"`
 	// Pending says that the device waits for approval: it keeps the session
