@@ -6,14 +6,15 @@ import (
 	"time"
 )
 
-// clock is the manager's time as far as the device knows it. A device's own
-// clock may be wrong by years: it never counts for less than the newest time
-// that is certain to be past, and once the manager told the time, it is the
-// manager's.
+// clock is the manager's time as far as the device knows it. Until the manager
+// told the time, it is the device's own, which may be wrong by years, but never
+// less than the newest time that is certain to be past: when the program was
+// built, what the manager told an earlier process. Certificates are judged by
+// it, so that a dead clock battery does not lock a device out.
 type clock struct {
 	now    func() time.Time
 	floor  atomic.Int64 // Unix seconds
-	offset atomic.Int64 // time.Duration
+	offset atomic.Pointer[time.Duration]
 }
 
 func newClock(built time.Time) *clock {
@@ -38,16 +39,18 @@ const steadiness = time.Second
 
 // set takes over the manager's time.
 func (c *clock) set(t time.Time) {
-	c.past(t)
-	if offset := t.Sub(c.now()); (offset - time.Duration(c.offset.Load())).Abs() > steadiness {
-		c.offset.Store(int64(offset))
+	offset := t.Sub(c.now())
+	if old := c.offset.Load(); old == nil || (offset - *old).Abs() > steadiness {
+		c.offset.Store(&offset)
 	}
 }
 
 // Now returns the time in UTC, to the microsecond.
 func (c *clock) Now() time.Time {
-	t := c.now().Add(time.Duration(c.offset.Load()))
-	if floor := time.Unix(c.floor.Load(), 0); t.Before(floor) {
+	t := c.now()
+	if offset := c.offset.Load(); offset != nil {
+		t = t.Add(*offset)
+	} else if floor := time.Unix(c.floor.Load(), 0); t.Before(floor) {
 		t = floor
 	}
 	return t.UTC().Truncate(time.Microsecond)
