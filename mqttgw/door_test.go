@@ -535,6 +535,8 @@ type gatedStore struct {
 	*jsstore.Store
 	mu     sync.Mutex
 	refuse error
+	// refuseKind is the kind of aggregate that cannot be read.
+	refuseKind string
 	// appended is the highest report sequence in the log, by device.
 	appended map[events.DeviceID]uint64
 }
@@ -560,6 +562,22 @@ func (s *gatedStore) Append(ctx context.Context, expected uint64, d events.Decis
 		}
 	}
 	return a, err
+}
+
+func (s *gatedStore) Revision(ctx context.Context, subject events.Subject) (uint64, error) {
+	s.mu.Lock()
+	refuse := s.refuseKind == subject.Kind()
+	s.mu.Unlock()
+	if refuse {
+		return 0, events.ErrUnavailable
+	}
+	return s.Store.Revision(ctx, subject)
+}
+
+func (s *gatedStore) setRefuseKind(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuseKind = kind
 }
 
 func (s *gatedStore) setRefuse(err error) {

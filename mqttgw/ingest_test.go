@@ -611,3 +611,41 @@ func TestNewNamesTheField(t *testing.T) {
 		t.Error("two gateways with the same metrics")
 	}
 }
+
+// A Hello that cannot be answered is answered when it is repeated, and presence
+// hears of one session.
+func TestHelloIsRepeated(t *testing.T) {
+	d := newDoor(t)
+	dev := d.device()
+	c, _ := dev.connect(wireHello())
+	c.report(host(1, "esx"))
+	c.receipt(1)
+	c.leave()
+	for _, kind := range []string{events.KindDevice, events.KindInventory} {
+		c = dev.link()
+		d.store.setRefuseKind(kind)
+		c.hello(wireHello())
+		c.failure(wire.ErrorNoSpace)
+		d.store.setRefuseKind("")
+		if w := c.alive(wire.Hello{First: 2}); w.Next != 2 {
+			t.Errorf("welcome expects %d, want 2", w.Next)
+		}
+		c.alive(wire.Hello{First: 2})
+		c.leave()
+	}
+	d.store.setRefuseKind(events.KindDevice)
+	c = dev.dial(connectOptions{client: string(dev.id)})
+	if c.code != 5 || d.refusals(reasonUnavailable) != 1 {
+		t.Errorf("return code %d while the log is silent, want 5", c.code)
+	}
+	d.store.setRefuseKind("")
+	calls := d.presence.of(dev.id)
+	if len(calls) != 6 {
+		t.Errorf("presence heard %q", calls)
+	}
+	for i, call := range calls {
+		if want := []string{"connected", "disconnected"}[i%2]; !strings.HasPrefix(call, want) {
+			t.Errorf("presence heard %q", calls)
+		}
+	}
+}

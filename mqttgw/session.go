@@ -21,16 +21,17 @@ type session struct {
 	// Guarded by the shard's mutex.
 	conns   []uint64 // the broker's connections of the device, oldest first
 	address string   // of the newest
-	greeted bool     // a Hello was answered on the connection live.Conn
+	greeted bool     // a Hello came on the connection live.Conn
 	pending bool     // the device waits for approval
 	gone    bool     // no longer in the shard's map
-	live    commands.Session
 	in      [][]byte // packets that wait; the session is ready while there are any
 	limiter *rate.Limiter
 	flood   int    // packets beyond the rate
 	reason  string // why the session is being closed, when it is known
 
 	// Used by the shard's worker alone.
+	live  commands.Session // the newest that greeted
+	told  bool             // Presence heard of live
 	epoch uint64
 	next  uint64 // the sequence expected next
 	// boundary is Hello.Next while the inventory hash is yet to be compared.
@@ -190,17 +191,15 @@ func (sh *shard) endConn(id events.DeviceID, conn uint64, reason string) {
 	sh.mu.Lock()
 	s := sh.remove(id, conn)
 	ended := s != nil && s.greeted && s.live.Conn == conn
-	var live commands.Session
 	if ended {
-		s.greeted, live = false, s.live
+		s.greeted = false
 		if s.reason != "" {
 			reason, s.reason = s.reason, ""
 		}
 	}
 	sh.mu.Unlock()
 	if ended {
-		sh.g.log.Debug("session ended", "device", id, "conn", conn, "reason", reason)
-		sh.tellDisconnected(id, live, reason)
+		sh.tellDisconnected(s, reason)
 	}
 }
 
@@ -213,20 +212,24 @@ func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now
 		sh.mu.Unlock()
 		return nil
 	}
-	old, had := s.live, s.greeted
-	s.live = commands.Session{
+	live := commands.Session{
 		Conn: s.conns[len(s.conns)-1], Address: s.address, AgentVersion: agent, Protocol: protocol, At: now,
 	}
+	same := s.live.Conn == live.Conn
+	if !same {
+		s.reason = ""
+	}
 	s.greeted, s.pending = true, pending
-	live := s.live
 	sh.mu.Unlock()
-	if had && old.Conn == live.Conn {
-		return func() {}
+	if !same {
+		sh.tellDisconnected(s, "taken over by another connection of the device")
 	}
-	if had {
-		sh.tellDisconnected(s.id, old, "taken over by another connection of the device")
-	}
+	s.live = live
 	return func() {
+		if s.told {
+			return
+		}
+		s.told = true
 		sh.g.log.Debug("session began", "device", s.id, "conn", live.Conn, "address", live.Address, "agent", agent)
 		if p := sh.g.presence; p != nil {
 			p.Connected(s.id, live)
@@ -234,9 +237,15 @@ func (sh *shard) begin(s *session, agent string, protocol int, pending bool, now
 	}
 }
 
-func (sh *shard) tellDisconnected(id events.DeviceID, s commands.Session, reason string) {
+// tellDisconnected tells Presence that s.live has ended, if it heard of it.
+func (sh *shard) tellDisconnected(s *session, reason string) {
+	if !s.told {
+		return
+	}
+	s.told = false
+	sh.g.log.Debug("session ended", "device", s.id, "conn", s.live.Conn, "reason", reason)
 	if p := sh.g.presence; p != nil {
-		p.Disconnected(id, s, reason)
+		p.Disconnected(s.id, s.live, reason)
 	}
 }
 
