@@ -9,8 +9,12 @@ import (
 	"pallas/events"
 )
 
-// entry is a folded aggregate at a revision. It is never changed once it is in
-// the cache.
+// entry is a folded aggregate at a revision.
+//
+// Whoever holds the aggregate's lock may use an entry as it is, and fold into
+// it by cache.advance. Everybody else takes it by cache.share, and from then on
+// it is never changed again: the next decision is folded into a copy. So a busy
+// aggregate costs no copies, and a reader never sees a change.
 type entry struct {
 	state    folded
 	revision uint64
@@ -18,7 +22,10 @@ type entry struct {
 	recent []answer
 	// since counts the decisions folded since the last snapshot.
 	since int
-	// checked is when the log last confirmed the revision.
+
+	// shared and checked are guarded by cache.mu. checked is when the log last
+	// confirmed the revision.
+	shared  bool
 	checked time.Time
 }
 
@@ -43,7 +50,7 @@ func (e *entry) position(id events.ID) uint64 {
 	return 0
 }
 
-// fold adds a record in place; the entry must not be in the cache.
+// fold adds a record in place.
 func (e *entry) fold(r events.Record) {
 	e.state.fold(r)
 	e.revision = r.Position
@@ -58,10 +65,19 @@ func (e *entry) fold(r events.Record) {
 
 // fork returns a copy that may be folded into.
 func (e *entry) fork() *entry {
-	c := *e
-	c.state = e.state.fork()
-	c.recent = e.recent[:len(e.recent):len(e.recent)] // an append makes a copy
-	return &c
+	return &entry{
+		state: e.state.fork(), revision: e.revision, since: e.since,
+		recent: e.recent[:len(e.recent):len(e.recent)], // an append makes a copy
+	}
+}
+
+// due says whether it is time for a snapshot, and if so counts anew.
+func (e *entry) due() bool {
+	if e.since < snapshotEvery {
+		return false
+	}
+	e.since = 0
+	return true
 }
 
 // derived says whether a decision's id was derived from a command id: it is a
@@ -79,6 +95,7 @@ func newCache(size int) (*cache, error) {
 	return &cache{lru: lru}, err
 }
 
+// get returns the aggregate's entry, or nil, to the holder of its lock.
 func (c *cache) get(s events.Subject) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,11 +103,42 @@ func (c *cache) get(s events.Subject) *entry {
 	return e
 }
 
-// put keeps the entry unless a newer one is there already.
-func (c *cache) put(s events.Subject, e *entry) {
+// share returns the aggregate's entry, or nil, for reading by anybody, and when
+// the log last confirmed it.
+func (c *cache) share(s events.Subject) (*entry, time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	e, ok := c.lru.Get(s)
+	if !ok {
+		return nil, time.Time{}
+	}
+	e.shared = true
+	return e, e.checked
+}
+
+// put keeps a shared entry that the log confirmed, unless there is a newer one.
+func (c *cache) put(s events.Subject, e *entry, checked time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.shared, e.checked = true, checked
 	if old, ok := c.lru.Peek(s); !ok || old.revision <= e.revision {
 		c.lru.Add(s, e)
 	}
+}
+
+// advance folds a record that was just appended on top of the entry, keeps the
+// result and returns it. The caller holds the aggregate's lock.
+func (c *cache) advance(s events.Subject, e *entry, r events.Record) (next *entry, snapshot bool) {
+	c.mu.Lock()
+	shared := e.shared
+	if shared { // for good: copy it without holding up the others
+		c.mu.Unlock()
+		e = e.fork()
+		c.mu.Lock()
+	}
+	defer c.mu.Unlock()
+	e.fold(r)
+	e.checked = r.Time
+	c.lru.Add(s, e)
+	return e, e.due()
 }

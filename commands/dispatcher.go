@@ -183,11 +183,10 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 		appended, err := a.store.Append(ctx, e.revision, a.decision)
 		switch {
 		case err == nil && !appended.Duplicate:
-			next := e.fork()
-			next.fold(events.Record{Decision: a.decision, Position: appended.Position})
-			next.checked = a.decision.Time
-			a.keep(ctx, a.subject, next)
-			a.cache.put(a.subject, next)
+			next, snapshot := a.cache.advance(a.subject, e, events.Record{Decision: a.decision, Position: appended.Position})
+			if snapshot {
+				a.keep(ctx, a.subject, next)
+			}
 			r.Position, r.Changed = appended.Position, true
 			return r, nil
 		case err == nil:
@@ -288,8 +287,8 @@ func (a *attempt) states(ctx context.Context, own *entry) (States, error) {
 // other adds the state of another aggregate, confirmed by the log at most
 // maxAge ago; 0 means now.
 func (a *attempt) other(ctx context.Context, s *States, subject events.Subject, maxAge time.Duration) error {
-	e := a.cache.get(subject)
-	if e == nil || a.fresh || maxAge == 0 || a.decision.Time.Sub(e.checked) >= maxAge {
+	e, checked := a.cache.share(subject)
+	if e == nil || a.fresh || maxAge == 0 || a.decision.Time.Sub(checked) >= maxAge {
 		var err error
 		if e, err = a.refresh(ctx, subject, nil); err != nil {
 			return err
@@ -312,11 +311,11 @@ func (s *States) set(f folded) {
 	}
 }
 
-// refresh returns the aggregate's entry as the log has it now, and keeps it in
-// the cache. seen, if not nil, is called for each record that was read.
+// refresh returns the aggregate's entry as the log has it now, for reading, and
+// keeps it in the cache. seen, if not nil, is called for each record that was read.
 func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(events.Record)) (*entry, error) {
 	now := d.now()
-	e := d.cache.get(s)
+	e, _ := d.cache.share(s)
 	if e != nil {
 		newest, err := d.store.Revision(ctx, s)
 		if err != nil {
@@ -324,10 +323,8 @@ func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(ev
 		}
 		if newest <= e.revision { // less: from a replica that lags
 			d.metrics.loads.WithLabelValues("cache").Inc()
-			c := *e
-			c.checked = now
-			d.cache.put(s, &c)
-			return &c, nil
+			d.cache.put(s, e, now)
+			return e, nil
 		}
 		e = e.fork()
 	} else if e = d.restore(ctx, s); e == nil {
@@ -347,10 +344,11 @@ func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(ev
 			seen(r)
 		}
 	}
-	e.checked = now
 	if e.revision != 0 { // what does not exist takes no room
-		d.keep(ctx, s, e)
-		d.cache.put(s, e)
+		if e.due() {
+			d.keep(ctx, s, e)
+		}
+		d.cache.put(s, e, now)
 	}
 	return e, nil
 }

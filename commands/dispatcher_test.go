@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -358,15 +359,21 @@ func TestAppendWithoutAnAnswer(t *testing.T) {
 func TestAppendGivesUp(t *testing.T) {
 	for name, want := range map[string]error{"unavailable": events.ErrUnavailable, "conflict": events.ErrConflict, "full": events.ErrNoSpace} {
 		t.Run(name, func(t *testing.T) {
-			f := &faulty{Store: eventstest.NewMemory(), before: times(1<<30, want)}
-			d, _ := dispatcher(t, f)
-			if _, err := d.Do(t.Context(), registerWith(nil), operator); !errors.Is(err, want) {
-				t.Errorf("got %v, want it to wrap %v", err, want)
-			}
-			f.before = nil
-			if r := does(t, d, registerWith(nil)); !r.Changed {
-				t.Errorf("afterwards: %+v", r)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := &faulty{Store: eventstest.NewMemory(), before: times(1<<30, want)}
+				d, _ := dispatcher(t, f)
+				start := time.Now()
+				if _, err := d.Do(t.Context(), registerWith(nil), operator); !errors.Is(err, want) {
+					t.Errorf("got %v, want it to wrap %v", err, want)
+				}
+				if took := time.Since(start); took > 10*time.Second {
+					t.Errorf("it took %s to give up", took)
+				}
+				f.before = nil
+				if r := does(t, d, registerWith(nil)); !r.Changed {
+					t.Errorf("afterwards: %+v", r)
+				}
+			})
 		})
 	}
 }

@@ -62,7 +62,7 @@ func (i Inventory) report(c ReportInventory, dev Device) (Outcome, error) {
 	); err != nil {
 		return Outcome{}, err
 	}
-	d := inventoryDraft{Inventory: i, epoch: c.Epoch, vms: i.VMs}
+	d := inventoryDraft{Inventory: i, epoch: c.Epoch, count: len(i.VMs)}
 	if i.Epoch == c.Epoch {
 		d.out.Cursor = i.Seq
 	}
@@ -87,23 +87,60 @@ func (i Inventory) report(c ReportInventory, dev Device) (Outcome, error) {
 type inventoryDraft struct {
 	Inventory
 	epoch uint64
-	// vms is Inventory.VMs, or a copy once something changed.
-	vms   map[events.VMID]events.VM
-	owned bool
+	// edits are the virtual machines that the facts so far changed, nil for one
+	// that is gone; count is how many there are with them.
+	edits map[events.VMID]*events.VM
+	count int
 	out   Outcome
+}
+
+// vm returns a virtual machine as the facts so far left it.
+func (d *inventoryDraft) vm(id events.VMID) (events.VM, bool) {
+	if vm, ok := d.edits[id]; ok {
+		if vm == nil {
+			return events.VM{}, false
+		}
+		return *vm, true
+	}
+	vm, ok := d.VMs[id]
+	return vm, ok
+}
+
+// edit replaces a virtual machine; nil removes it.
+func (d *inventoryDraft) edit(id events.VMID, vm *events.VM) {
+	_, known := d.vm(id)
+	switch {
+	case known && vm == nil:
+		d.count--
+	case !known && vm != nil:
+		d.count++
+	}
+	if d.edits == nil {
+		d.edits = map[events.VMID]*events.VM{}
+	}
+	d.edits[id] = vm
+}
+
+// ids lists the virtual machines, sorted.
+func (d *inventoryDraft) ids() []events.VMID {
+	out := make([]events.VMID, 0, d.count)
+	for id := range d.VMs {
+		if _, edited := d.edits[id]; !edited {
+			out = append(out, id)
+		}
+	}
+	for id, vm := range d.edits {
+		if vm != nil {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // write adds an event of a fact.
 func (d *inventoryDraft) write(f InventoryFact, e events.Event) {
 	d.out.Entries = append(d.out.Entries, reported(e, d.epoch, f.Seq, f.Time))
-}
-
-// edit returns the virtual machines for changing.
-func (d *inventoryDraft) edit() map[events.VMID]events.VM {
-	if !d.owned {
-		d.vms, d.owned = cloneVMs(d.vms), true
-	}
-	return d.vms
 }
 
 // take decides one fact: it adds events, or none when the fact is no news, or
@@ -132,22 +169,22 @@ func (d *inventoryDraft) take(f InventoryFact) error {
 		if err != nil {
 			return err
 		}
-		old, known := d.vms[vm.ID]
-		if !known && len(d.vms) >= MaxVMs {
-			return invalid("vm", "the device has %d virtual machines already: no more are taken", len(d.vms))
+		old, known := d.vm(vm.ID)
+		if !known && d.count >= MaxVMs {
+			return invalid("vm", "the device has %d virtual machines already: no more are taken", d.count)
 		}
 		if !known {
-			d.edit()[vm.ID] = vm
+			d.edit(vm.ID, &vm)
 			d.write(f, events.VMObserved{VM: vm})
 		} else if p, changed := diffVM(old, vm); changed {
-			d.edit()[vm.ID] = vm
+			d.edit(vm.ID, &vm)
 			d.write(f, events.VMChanged{VM: vm.ID, Patch: p})
 		}
 	case events.VMChanged:
 		if err := checkVMID(e.VM); err != nil {
 			return err
 		}
-		old, known := d.vms[e.VM]
+		old, known := d.vm(e.VM)
 		if !known {
 			d.out.Resync = true
 			return nil
@@ -157,15 +194,15 @@ func (d *inventoryDraft) take(f InventoryFact) error {
 			return err
 		}
 		if p, changed := diffVM(old, vm); changed {
-			d.edit()[e.VM] = vm
+			d.edit(e.VM, &vm)
 			d.write(f, events.VMChanged{VM: e.VM, Patch: p})
 		}
 	case events.VMRemoved:
 		if err := checkVMID(e.VM); err != nil {
 			return err
 		}
-		if _, known := d.vms[e.VM]; known {
-			delete(d.edit(), e.VM)
+		if _, known := d.vm(e.VM); known {
+			d.edit(e.VM, nil)
 			d.write(f, e)
 		}
 	case events.InventorySynced:
@@ -193,13 +230,13 @@ func (d *inventoryDraft) sync(f InventoryFact, e events.InventorySynced) error {
 			return err
 		}
 		listed[id] = true
-		if _, known := d.vms[id]; !known {
+		if _, known := d.vm(id); !known {
 			missing = id
 		}
 	}
-	gone := slices.DeleteFunc(slices.Sorted(maps.Keys(d.vms)), func(id events.VMID) bool { return listed[id] })
+	gone := slices.DeleteFunc(d.ids(), func(id events.VMID) bool { return listed[id] })
 	for _, id := range gone {
-		delete(d.edit(), id)
+		d.edit(id, nil)
 		d.write(f, events.VMRemoved{VM: id})
 	}
 	if missing != "" {
@@ -211,7 +248,7 @@ func (d *inventoryDraft) sync(f InventoryFact, e events.InventorySynced) error {
 	}
 	if d.Hash != e.Hash || len(gone) > 0 {
 		d.Hash = e.Hash
-		d.write(f, events.InventorySynced{Hash: e.Hash, VMs: len(d.vms)})
+		d.write(f, events.InventorySynced{Hash: e.Hash, VMs: d.count})
 	}
 	return nil
 }
@@ -380,14 +417,16 @@ func diffVM(old, now events.VM) (events.VMPatch, bool) {
 	diffList(&p.Disks, old.Disks, now.Disks, &changed)
 	diffList(&p.NICs, old.NICs, now.NICs, &changed)
 	if !old.BootTime.Equal(now.BootTime) {
-		p.BootTime, changed = &now.BootTime, true
+		at := now.BootTime
+		p.BootTime, changed = &at, true
 	}
 	return p, changed
 }
 
 func diff[T comparable](dst **T, old, now T, changed *bool) {
 	if old != now {
-		*dst, *changed = &now, true
+		v := now // now itself stays off the heap when there is no difference
+		*dst, *changed = &v, true
 	}
 }
 
@@ -395,10 +434,11 @@ func diffList[T comparable](dst **[]T, old, now []T, changed *bool) {
 	if slices.Equal(old, now) {
 		return
 	}
-	if now == nil {
-		now = []T{}
+	v := now
+	if v == nil {
+		v = []T{}
 	}
-	*dst, *changed = &now, true
+	*dst, *changed = &v, true
 }
 
 func checkVMID(id events.VMID) *Error {

@@ -327,8 +327,9 @@ func TestReportsAgainChangeNothing(t *testing.T) {
 				continue
 			}
 			before := w.last()
+			asked := w.asked()
 			for _, c := range w.sent[rapid.IntRange(0, len(w.sent)-1).Draw(t, "from"):] {
-				if !w.premature(c) {
+				if !c.premature(asked) {
 					w.give(c.Command)
 				}
 			}
@@ -341,20 +342,22 @@ func TestReportsAgainChangeNothing(t *testing.T) {
 
 // premature says whether a report spoke of a task that was requested only
 // after the report: no device can.
-func (w *world) premature(c sent) bool {
-	report, ok := c.Command.(ReportTasks)
-	if !ok {
-		return false
-	}
+func (s sent) premature(asked map[events.TaskID]uint64) bool {
+	report, ok := s.Command.(ReportTasks)
+	return ok && slices.ContainsFunc(report.Facts, func(f TaskFact) bool { return asked[f.Task] > s.at })
+}
+
+// asked returns where each task was requested.
+func (w *world) asked() map[events.TaskID]uint64 {
+	out := map[events.TaskID]uint64{}
 	for _, r := range w.log(events.TasksSubject(dev)) {
 		for _, en := range r.Entries {
-			q, ok := en.Event.(events.TaskRequested)
-			if ok && r.Position > c.at && slices.ContainsFunc(report.Facts, func(f TaskFact) bool { return f.Task == q.Task }) {
-				return true
+			if q, ok := en.Event.(events.TaskRequested); ok {
+				out[q.Task] = r.Position
 			}
 		}
 	}
-	return false
+	return out
 }
 
 func (w *world) last() uint64 {

@@ -59,12 +59,11 @@ func (d *Dispatcher) restore(ctx context.Context, s events.Subject) *entry {
 	return &entry{state: state, revision: revision, recent: snap.Recent}
 }
 
-// keep saves the entry's snapshot when it is due, and resets its count.
+// keep saves a snapshot of the entry, which nobody changes meanwhile.
 func (d *Dispatcher) keep(ctx context.Context, s events.Subject, e *entry) {
-	if d.snapshots == nil || e.since < snapshotEvery {
+	if d.snapshots == nil {
 		return
 	}
-	e.since = 0
 	state, err := json.Marshal(e.state)
 	if err == nil {
 		var data []byte

@@ -191,24 +191,33 @@ func TestTasks(t *testing.T) {
 func TestTasksRemembersEnds(t *testing.T) {
 	var h history
 	id := func(i int) events.TaskID { return events.TaskID(fmt.Sprintf("aaaaaaaa-0000-5000-8000-%012d", i)) }
-	for i := range maxEnded + 10 {
-		h = append(h, happened(events.TasksSubject(dev), events.TaskRequested{Task: id(i)}, events.TaskSucceeded{Task: id(i)}))
+	for i := 0; i < maxEnded+10; { // in decisions of 6: a fold looks at all of them
+		var es []events.Event
+		for range 6 {
+			es = append(es, events.TaskRequested{Task: id(i)}, events.TaskSucceeded{Task: id(i)})
+			i++
+		}
+		h = append(h, happened(events.TasksSubject(dev), es...))
 	}
 	for i := range h {
 		h[i].Time = t0.Add(time.Duration(i) * time.Millisecond)
 	}
+	forgotten := 6*len(h) - maxEnded
 	s := h.states().Tasks
-	if len(s.Tasks) != maxEnded || len(s.Past) != 10 {
-		t.Fatalf("remembers %d tasks and %d of the past, want %d and 10", len(s.Tasks), len(s.Past), maxEnded)
+	if len(s.Tasks) != maxEnded || len(s.Past) != forgotten {
+		t.Fatalf("remembers %d tasks and %d of the past, want %d and %d", len(s.Tasks), len(s.Past), maxEnded, forgotten)
 	}
-	if _, ok := s.Tasks[id(9)]; ok {
-		t.Error("the oldest end was not the first to be forgotten")
+	if _, ok := s.Tasks[id(forgotten-1)]; ok {
+		t.Error("the oldest ends were not the first to be forgotten")
+	}
+	if _, ok := s.Tasks[id(forgotten)]; !ok {
+		t.Error("a newer end was forgotten")
 	}
 	later := happened(events.TasksSubject(dev), events.TaskRequested{Task: id(99999)})
 	later.Time = t0.Add(25 * time.Hour)
 	s = s.Evolve(events.Record{Decision: later, Position: 1 << 20})
-	if len(s.Tasks) != 1 || len(s.Past) != maxEnded+10 {
-		t.Errorf("a day later it remembers %d tasks and %d of the past, want 1 and %d", len(s.Tasks), len(s.Past), maxEnded+10)
+	if len(s.Tasks) != 1 || len(s.Past) != maxEnded+forgotten {
+		t.Errorf("a day later it remembers %d tasks and %d of the past, want 1 and %d", len(s.Tasks), len(s.Past), maxEnded+forgotten)
 	}
 	if got := s.Open(); len(got) != 1 || got[0].ID != id(99999) {
 		t.Errorf("open tasks %v", got)
