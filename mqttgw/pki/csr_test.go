@@ -166,7 +166,7 @@ func TestIssueDeviceIgnoresWishes(t *testing.T) {
 		t.Fatal(err)
 	}
 	greedy := newCSR(t, key, func(r *x509.CertificateRequest) {
-		r.Subject.Organization = []string{"system:masters"}
+		r.Subject.OrganizationalUnit = []string{"system:masters"}
 		r.DNSNames = []string{"manager.example", "*"}
 		r.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
 		r.EmailAddresses = []string{"admin@manager.example"}

@@ -379,7 +379,7 @@ func (n cddlName) match(s cddl, v any) error {
 		}
 		return nil
 	}
-	ok := false
+	var ok bool
 	switch n {
 	case "any":
 		ok = true

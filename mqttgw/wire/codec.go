@@ -44,9 +44,11 @@ var encMode, decMode = func() (cbor.EncMode, cbor.DecMode) {
 	return em, dm
 }()
 
-// EncodeUp and EncodeDown return a packet's payload. It is deterministic: the
-// same packet has the same bytes.
-func EncodeUp(u Up) ([]byte, error)     { return encode(&u) }
+// EncodeUp returns a packet's payload. It is deterministic: the same packet has
+// the same bytes. Of the limits it enforces the packet's size alone.
+func EncodeUp(u Up) ([]byte, error) { return encode(&u) }
+
+// EncodeDown is EncodeUp for the other direction.
 func EncodeDown(d Down) ([]byte, error) { return encode(&d) }
 
 // DecodeUp returns the packet of a payload, within the limits. The error wraps

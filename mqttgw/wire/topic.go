@@ -2,10 +2,14 @@ package wire
 
 import "strings"
 
-// UpTopic, DownTopic and TelemetryTopic are the three topics of a device. They
-// are short because MQTT 3.1.1 repeats the topic in every packet.
-func UpTopic(device string) string        { return "d/" + device + "/u" }
-func DownTopic(device string) string      { return "d/" + device + "/d" }
+// UpTopic is where a device publishes its packets. Topics are short because
+// MQTT 3.1.1 repeats them in every packet.
+func UpTopic(device string) string { return "d/" + device + "/u" }
+
+// DownTopic is a device's one subscription.
+func DownTopic(device string) string { return "d/" + device + "/d" }
+
+// TelemetryTopic is where a device publishes what is not kept as events.
 func TelemetryTopic(device string) string { return "d/" + device + "/t" }
 
 // Subject returns the NATS subject of a topic, as the MQTT gateway of
