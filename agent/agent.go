@@ -130,8 +130,9 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("prepare identity: %w", err)
 	}
-	a.device.Store(&id.Device)
-	log := a.c.Log.With("device", id.Device)
+	device := id.Device // id is assigned again below, while others read this
+	a.device.Store(&device)
+	log := a.c.Log.With("device", device)
 	st, err := store.Open(filepath.Join(a.c.Dir, "agent.db"), store.Options{Log: log, NoSync: a.c.NoSync})
 	if err != nil {
 		return err
