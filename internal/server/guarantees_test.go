@@ -26,7 +26,16 @@ import (
 	"pallas/mqttgw/wire"
 )
 
-func TestMain(m *testing.M) { os.Exit(servertest.Main(m)) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(agentEnv); path != "" {
+		if err := runAgent(path); err != nil {
+			fmt.Fprintln(os.Stderr, "agent:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(servertest.Main(m))
+}
 
 // device is a real agent on a host in memory.
 type device struct {
