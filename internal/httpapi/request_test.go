@@ -26,8 +26,11 @@ func TestUnauthorized(t *testing.T) {
 	var first []byte
 	for name, h := range headers {
 		for _, target := range []struct{ method, path, body string }{
-			{"GET", "/api/v1/devices", ""}, {"GET", "/api/v1/devices/nope?x=1", ""}, {"POST", "/api/v1/join-tokens", `{"bad`},
-			{"GET", "/api/v1/events/stream", ""}, {"GET", "/metrics", ""},
+			{"GET", "/api/v1/devices", ""},
+			{"GET", "/api/v1/devices/nope?x=1", ""},
+			{"POST", "/api/v1/join-tokens", `{"bad`},
+			{"GET", "/api/v1/events/stream", ""},
+			{"GET", "/metrics", ""},
 		} {
 			a := m.do(target.method, target.path, target.body, h...)
 			if a.StatusCode != http.StatusUnauthorized {
@@ -100,8 +103,13 @@ func TestProvenance(t *testing.T) {
 	dev := m.device(given{name: "shop"})
 	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	for _, c := range []struct{ header, want string }{
-		{trace, trace}, {"", ""}, {"rubbish", ""}, {trace + "-more", ""}, {strings.ToUpper(trace), ""},
-		{"00-00000000000000000000000000000000-00f067aa0ba902b7-01", ""}, {"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", ""},
+		{trace, trace},
+		{"", ""},
+		{"rubbish", ""},
+		{trace + "-more", ""},
+		{strings.ToUpper(trace), ""},
+		{"00-00000000000000000000000000000000-00f067aa0ba902b7-01", ""},
+		{"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", ""},
 	} {
 		_, a := want[httpapi.DeviceIdentity](m, 200, "PATCH", "/api/v1/devices/"+string(dev), `{"name":"n`+events.NewID()+`"}`,
 			"Traceparent", c.header, "X-Forwarded-For", "198.51.100.1", "Forwarded", "for=198.51.100.1")

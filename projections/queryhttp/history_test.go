@@ -34,8 +34,14 @@ func TestPlaceBefore(t *testing.T) {
 		n        int
 		want     bool
 	}{
-		{"17", 17, 1, false}, {"17", 17, 999, false}, {"17", 18, 1, true}, {"17", 16, 1, false},
-		{"17.2", 17, 2, false}, {"17.2", 17, 3, true}, {"17.2", 18, 1, true}, {"0", 1, 1, true},
+		{"17", 17, 1, false},
+		{"17", 17, 999, false},
+		{"17", 18, 1, true},
+		{"17", 16, 1, false},
+		{"17.2", 17, 2, false},
+		{"17.2", 17, 3, true},
+		{"17.2", 18, 1, true},
+		{"0", 1, 1, true},
 	} {
 		p, err := parsePlace(c.place)
 		if err != nil {
