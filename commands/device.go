@@ -150,7 +150,7 @@ func (d Device) register(c RegisterDevice, now time.Time) ([]events.Event, error
 		checkName("name", c.Name),
 		checkKeyHash("keyHash", c.KeyHash),
 		checkText("agentVersion", c.AgentVersion, MaxName),
-		checkLabels("labels", c.Labels),
+		checkLabels(c.Labels),
 		checkKeyHash("certificate.keyHash", cert.KeyHash),
 	); err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (d Device) retire(c RetireDevice) ([]events.Event, error) {
 }
 
 func (d Device) label(c LabelDevice) ([]events.Event, error) {
-	if err := first(checkLabels("labels", c.Labels), d.ready(c.Device, c.IfRevision)); err != nil {
+	if err := first(checkLabels(c.Labels), d.ready(c.Device, c.IfRevision)); err != nil {
 		return nil, err
 	}
 	switch {

@@ -164,7 +164,7 @@ func TestLabels(t *testing.T) {
 		{"ä", "", false},
 		{"a", "ä", false},
 	} {
-		if err := checkLabels("labels", map[string]string{tc.key: tc.value}); (err == nil) != tc.ok {
+		if err := checkLabels(map[string]string{tc.key: tc.value}); (err == nil) != tc.ok {
 			t.Errorf("label %q=%q: got error %v, want ok %t", tc.key, tc.value, err, tc.ok)
 		}
 	}

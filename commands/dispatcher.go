@@ -430,8 +430,11 @@ func checkMeta(m Meta) *Error {
 		return invalid("Idempotency-Key", "has %d bytes: shorten it to at most %d", len(m.CommandID), MaxCommandID)
 	}
 	for _, t := range [...]struct{ field, text string }{
-		{"Idempotency-Key", m.CommandID}, {"actor", string(m.Actor)}, {"source", m.Source},
-		{"cause", m.Cause}, {"traceparent", m.Traceparent},
+		{"Idempotency-Key", m.CommandID},
+		{"actor", string(m.Actor)},
+		{"source", m.Source},
+		{"cause", m.Cause},
+		{"traceparent", m.Traceparent},
 	} {
 		if err := checkText(t.field, t.text, MaxReason); err != nil {
 			return err

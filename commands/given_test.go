@@ -80,9 +80,11 @@ func with(parts ...history) (out history) {
 }
 
 func onDevice(es ...events.Event) history { return history{happened(events.DeviceSubject(dev), es...)} }
+
 func onInventory(es ...events.Event) history {
 	return history{happened(events.InventorySubject(dev), es...)}
 }
+
 func onToken(es ...events.Event) history { return history{happened(events.TokenSubject(tok), es...)} }
 
 // onTasks makes a decision of each event.

@@ -20,8 +20,8 @@ func report(from uint64, es ...events.Event) ReportInventory {
 	return c
 }
 
-func synced(seq uint64, hash string, ids ...events.VMID) ReportInventory {
-	return ReportInventory{Device: dev, Epoch: 7, Facts: []InventoryFact{{Seq: seq, Event: events.InventorySynced{Hash: hash}, VMs: ids}}}
+func synced(hash string, ids ...events.VMID) ReportInventory {
+	return ReportInventory{Device: dev, Epoch: 7, Facts: []InventoryFact{{Seq: 1, Event: events.InventorySynced{Hash: hash}, VMs: ids}}}
 }
 
 func power(id events.VMID, p events.PowerState) events.VMChanged {
@@ -89,14 +89,14 @@ func TestInventory(t *testing.T) {
 		},
 		{name: "a removal", given: known, when: report(1, events.VMRemoved{VM: web}), then: emit(events.VMRemoved{VM: web}), cursor: 1},
 		{name: "a removal of what is not there", given: known, when: report(1, events.VMRemoved{VM: db})},
-		{name: "a complete inventory", given: known, when: synced(1, "h1", web), then: emit(events.InventorySynced{Hash: "h1", VMs: 1}), cursor: 1},
-		{name: "the same inventory again", given: with(known, onInventory(events.InventorySynced{Hash: "h1", VMs: 1})), when: synced(1, "h1", web)},
+		{name: "a complete inventory", given: known, when: synced("h1", web), then: emit(events.InventorySynced{Hash: "h1", VMs: 1}), cursor: 1},
+		{name: "the same inventory again", given: with(known, onInventory(events.InventorySynced{Hash: "h1", VMs: 1})), when: synced("h1", web)},
 		{
-			name: "a complete inventory without a virtual machine", given: with(known, seen(vmOf(db, events.PowerOn))), when: synced(1, "h1", db),
+			name: "a complete inventory without a virtual machine", given: with(known, seen(vmOf(db, events.PowerOn))), when: synced("h1", db),
 			then: emit(events.VMRemoved{VM: web}, events.InventorySynced{Hash: "h1", VMs: 1}), cursor: 1,
 		},
 		{
-			name: "a complete inventory with more than is known", given: known, when: synced(1, "h1", db),
+			name: "a complete inventory with more than is known", given: known, when: synced("h1", db),
 			then: emit(events.VMRemoved{VM: web}), cursor: 1, invalid: []string{"lists vm-db"},
 		},
 		{name: "facts that are in the log", given: logged, when: report(19, name("old"), power(web, events.PowerOn)), cursor: 20},
@@ -150,9 +150,9 @@ func TestInventory(t *testing.T) {
 		invalid("a removal of a bad id", "vm.id", events.VMRemoved{VM: "/"}),
 		invalid("another event", "kind", events.DeviceApproved{}),
 		invalid("no event", "kind", nil),
-		{name: "refuse a list with a bad id", given: known, when: synced(1, "h", web, "/"), invalid: []string{"vm.id"}},
-		{name: "refuse an endless list", given: known, when: synced(1, "h", make([]events.VMID, 2001)...), invalid: []string{"inventory.vms"}},
-		{name: "refuse an endless hash", given: known, when: synced(1, strings.Repeat("h", 4097), web), invalid: []string{"inventory.hash"}},
+		{name: "refuse a list with a bad id", given: known, when: synced("h", web, "/"), invalid: []string{"vm.id"}},
+		{name: "refuse an endless list", given: known, when: synced("h", make([]events.VMID, 2001)...), invalid: []string{"inventory.vms"}},
+		{name: "refuse an endless hash", given: known, when: synced(strings.Repeat("h", 4097), web), invalid: []string{"inventory.hash"}},
 		{name: "refuse one machine too many", given: full, when: report(1, events.VMObserved{VM: on}), invalid: []string{"2000 virtual machines already"}},
 
 		{name: "a report of an unknown device", when: report(1, host(true, "")), refused: KindNotFound, says: "is not known"},

@@ -31,8 +31,8 @@ type world struct {
 
 // sent is a report and the end of the log when it was sent first.
 type sent struct {
-	Command
-	at uint64
+	command Command
+	at      uint64
 }
 
 func newWorld(t *rapid.T, twice bool) *world {
@@ -330,7 +330,7 @@ func TestReportsAgainChangeNothing(t *testing.T) {
 			asked := w.asked()
 			for _, c := range w.sent[rapid.IntRange(0, len(w.sent)-1).Draw(t, "from"):] {
 				if !c.premature(asked) {
-					w.give(c.Command)
+					w.give(c.command)
 				}
 			}
 			if after := w.last(); after != before {
@@ -343,7 +343,7 @@ func TestReportsAgainChangeNothing(t *testing.T) {
 // premature says whether a report spoke of a task that was requested only
 // after the report: no device can.
 func (s sent) premature(asked map[events.TaskID]uint64) bool {
-	report, ok := s.Command.(ReportTasks)
+	report, ok := s.command.(ReportTasks)
 	return ok && slices.ContainsFunc(report.Facts, func(f TaskFact) bool { return asked[f.Task] > s.at })
 }
 

@@ -73,7 +73,7 @@ func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error
 	if c.MaxUses < 1 || c.MaxUses > MaxUses {
 		return nil, invalid("maxUses", "%d: want 1 to %d", c.MaxUses, MaxUses)
 	}
-	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels("labels", c.Labels)); err != nil {
+	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels(c.Labels)); err != nil {
 		return nil, err
 	}
 	return []events.Event{events.JoinTokenIssued{

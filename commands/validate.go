@@ -73,23 +73,23 @@ var (
 // checkLabels accepts labels as Kubernetes does: a key is a name of up to 63
 // characters, optionally after a DNS prefix and a slash; a value is empty or
 // like a name.
-func checkLabels(field string, labels map[string]string) *Error {
+func checkLabels(labels map[string]string) *Error {
 	if len(labels) > MaxLabels {
-		return invalid(field, "%d labels: give at most %d", len(labels), MaxLabels)
+		return invalid("labels", "%d labels: give at most %d", len(labels), MaxLabels)
 	}
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		name := k
 		if prefix, rest, ok := strings.Cut(k, "/"); ok {
 			if len(prefix) > MaxName || !labelPrefix.MatchString(prefix) {
-				return invalid(field, "key %q: the part before the slash must be a lower-case DNS name", clip(k))
+				return invalid("labels", "key %q: the part before the slash must be a lower-case DNS name", clip(k))
 			}
 			name = rest
 		}
 		if !labelPart.MatchString(name) {
-			return invalid(field, "key %q: want 1 to %d letters, digits, '-', '_' or '.', with a letter or digit at both ends", clip(k), MaxLabelValue)
+			return invalid("labels", "key %q: want 1 to %d letters, digits, '-', '_' or '.', with a letter or digit at both ends", clip(k), MaxLabelValue)
 		}
 		if v := labels[k]; v != "" && !labelPart.MatchString(v) {
-			return invalid(field, "value %q of %q: want at most %d letters, digits, '-', '_' or '.', with a letter or digit at both ends, or nothing", clip(v), clip(k), MaxLabelValue)
+			return invalid("labels", "value %q of %q: want at most %d letters, digits, '-', '_' or '.', with a letter or digit at both ends, or nothing", clip(v), clip(k), MaxLabelValue)
 		}
 	}
 	return nil

@@ -170,7 +170,7 @@ func (h itemHeap[K]) Swap(i, j int) {
 
 // Push implements heap.Interface.
 func (h *itemHeap[K]) Push(x any) {
-	it := x.(*item[K]) //nolint:forcetypeassert // only items are pushed
+	it := x.(*item[K])
 	it.index = len(*h)
 	*h = append(*h, it)
 }

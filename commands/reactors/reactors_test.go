@@ -310,7 +310,8 @@ func (behind) ConnectedDevices(context.Context) ([]events.DeviceID, error) { ret
 // broken is a read model that cannot be read.
 type broken struct{ tasks, devices error }
 
-func (b broken) OpenTasks(context.Context) ([]OpenTask, uint64, error)       { return nil, 0, b.tasks }
+func (b broken) OpenTasks(context.Context) ([]OpenTask, uint64, error) { return nil, 0, b.tasks }
+
 func (b broken) ConnectedDevices(context.Context) ([]events.DeviceID, error) { return nil, b.devices }
 
 // lines is a slog.Handler that counts messages.
