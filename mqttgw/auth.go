@@ -136,8 +136,8 @@ func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestCl
 	user.Name = string(id)
 	user.Expires = cert.NotAfter.Unix()
 	user.AllowedConnectionTypes.Add(jwt.ConnectionTypeMqtt)
-	user.Permissions.Pub.Allow.Add(wire.Subject(wire.UpTopic(string(id))), wire.Subject(wire.TelemetryTopic(string(id))))
-	user.Permissions.Sub.Allow.Add(wire.Subject(wire.DownTopic(string(id))))
+	user.Pub.Allow.Add(wire.Subject(wire.UpTopic(string(id))), wire.Subject(wire.TelemetryTopic(string(id))))
+	user.Sub.Allow.Add(wire.Subject(wire.DownTopic(string(id))))
 	return user, nil
 }
 

@@ -25,10 +25,12 @@ type serverLog struct {
 
 // Noticef is the broker's talk about itself, which is detail to an operator.
 func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
-func (l *serverLog) Debugf(format string, v ...any)  { l.log.Debug("broker", "text", text(format, v)) }
-func (l *serverLog) Tracef(format string, v ...any)  { l.log.Debug("broker", "text", text(format, v)) }
-func (l *serverLog) Warnf(format string, v ...any)   { l.line(slog.LevelWarn, format, v) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.line(slog.LevelError, format, v) }
+
+func (l *serverLog) Debugf(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
+
+func (l *serverLog) Tracef(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
+func (l *serverLog) Warnf(format string, v ...any)  { l.line(slog.LevelWarn, format, v) }
+func (l *serverLog) Errorf(format string, v ...any) { l.line(slog.LevelError, format, v) }
 
 // Fatalf keeps the first fatal error.
 func (l *serverLog) Fatalf(format string, v ...any) {

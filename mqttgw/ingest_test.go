@@ -306,8 +306,10 @@ func TestReceiptsNeverExceedTheLog(t *testing.T) {
 func TestInventoryHash(t *testing.T) {
 	d := newDoor(t)
 	dev := d.device()
-	h := wire.Host{Name: "esx", BootTime: 1_700_000_000, License: wire.License{Writable: true},
-		Datastores: []wire.Datastore{{ID: "d", Name: "d", FreeMiB: 3}}}
+	h := wire.Host{
+		Name: "esx", BootTime: 1_700_000_000, License: wire.License{Writable: true},
+		Datastores: []wire.Datastore{{ID: "d", Name: "d", FreeMiB: 3}},
+	}
 	one := wire.VM{
 		ID: "vm-1", Name: "one", Power: wire.PowerOn, CPUs: 2, MemoryMiB: 1024, IPs: []string{"10.0.0.1"}, Tools: wire.ToolsRunning,
 		Disks: []wire.Disk{{Key: 2000, Label: "d", CapacityMiB: 1}}, NICs: []wire.NIC{{Key: 4000, MAC: "00:00"}}, BootTime: 1_700_000_001,
