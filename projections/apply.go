@@ -70,16 +70,7 @@ func (w *writer) record(rec *events.Record) error {
 			return fmt.Errorf("%s: %w", rec.Entries[i].Event.Type(), err)
 		}
 	}
-	// An aggregate's revision counts every decision, also those that hold
-	// nothing but types that this build does not know.
-	switch rec.Subject.Kind() {
-	case events.KindDevice:
-		return w.deviceRevision(at, rec.Subject.Device())
-	case events.KindToken:
-		return w.tokenRevision(at, events.TokenID(rec.Subject.Key()))
-	default:
-		return nil
-	}
+	return nil
 }
 
 // errSubject says that an event is in an aggregate that it does not belong to.
@@ -97,15 +88,15 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 	case events.DeviceApproved:
 		want, err = events.KindDevice, w.deviceApproved(at, device, e)
 	case events.CertificateIssued:
-		want, err = events.KindDevice, w.certificateIssued(device, e)
+		want, err = events.KindDevice, w.certificateIssued(at, device, e)
 	case events.DeviceConnected:
 		want, err = events.KindDevice, w.deviceConnected(at, device, e)
 	case events.DeviceLost:
 		want, err = events.KindDevice, w.deviceLost(at, device, e)
 	case events.DeviceLabelled:
-		want, err = events.KindDevice, w.deviceLabelled(device, e)
+		want, err = events.KindDevice, w.deviceLabelled(at, device, e)
 	case events.DeviceRenamed:
-		want, err = events.KindDevice, w.deviceRenamed(device, e)
+		want, err = events.KindDevice, w.deviceRenamed(at, device, e)
 	case events.DeviceRetired:
 		want, err = events.KindDevice, w.deviceRetired(at, device, e)
 
@@ -151,7 +142,9 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		want, err = events.KindToken, w.joinTokenRevoked(at, token)
 
 	case events.Unknown:
-		return nil
+		// An aggregate's revision counts every decision, also those that this
+		// build does not understand.
+		return w.unknown(at, s)
 	default:
 		return errors.New("this build has the type, and no rule to apply it")
 	}
@@ -159,4 +152,15 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		err = fmt.Errorf("%w: %s, want %s", errSubject, kind, want)
 	}
 	return err
+}
+
+func (w *writer) unknown(at now, s events.Subject) error {
+	switch s.Kind() {
+	case events.KindDevice:
+		return w.updateDevice(at, s.Device(), "")
+	case events.KindToken:
+		return w.updateToken(at, events.TokenID(s.Key()), "")
+	default:
+		return nil
+	}
 }

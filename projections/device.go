@@ -120,7 +120,8 @@ func (w *writer) deviceRegistered(at now, id events.DeviceID, e events.DeviceReg
 		VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET name = excluded.name, name_key = excluded.name_key,
 			agent_version = excluded.agent_version, labels = excluded.labels,
-			key_hash = excluded.key_hash, join_token = excluded.join_token`,
+			key_hash = excluded.key_hash, join_token = excluded.join_token, revision = excluded.revision,
+			changed_position = excluded.changed_position, changed_at = excluded.changed_at`,
 		string(id), e.Name, fold(e.Name), at.position, at.position, at.at,
 		e.AgentVersion, labels, e.KeyHash, string(e.JoinToken), at.at); err != nil {
 		return err
@@ -128,22 +129,26 @@ func (w *writer) deviceRegistered(at now, id events.DeviceID, e events.DeviceReg
 	return w.replaceLabels(id, e.Labels)
 }
 
-func (w *writer) deviceApproved(at now, id events.DeviceID, e events.DeviceApproved) error {
-	return w.exec(`UPDATE devices SET trust = 'approved', approved_at = ?, approved_by = ?, approval = ? WHERE id = ?`,
-		at.at, at.actor, e.Policy, string(id))
+// updateDevice sets columns of a device and, with them, its revision.
+func (w *writer) updateDevice(at now, id events.DeviceID, columns string, args ...any) error {
+	return w.exec("UPDATE devices SET "+columns+"revision = ?, changed_position = ?, changed_at = ? WHERE id = ?",
+		append(args, at.position, at.position, at.at, string(id))...)
 }
 
-func (w *writer) certificateIssued(id events.DeviceID, e events.CertificateIssued) error {
-	return w.exec(`UPDATE devices SET key_hash = ?, cert_serial = ?, cert_not_after = ? WHERE id = ?`,
-		e.KeyHash, e.Serial, micros(e.NotAfter), string(id))
+func (w *writer) deviceApproved(at now, id events.DeviceID, e events.DeviceApproved) error {
+	return w.updateDevice(at, id, "trust = 'approved', approved_at = ?, approved_by = ?, approval = ?, ",
+		at.at, at.actor, e.Policy)
+}
+
+func (w *writer) certificateIssued(at now, id events.DeviceID, e events.CertificateIssued) error {
+	return w.updateDevice(at, id, "key_hash = ?, cert_serial = ?, cert_not_after = ?, ",
+		e.KeyHash, e.Serial, micros(e.NotAfter))
 }
 
 func (w *writer) deviceConnected(at now, id events.DeviceID, e events.DeviceConnected) error {
-	return w.exec(`
-		UPDATE devices SET connection = 'connected', connection_since = ?, lost_reason = '',
-			address = ?, agent_version = ?, protocol = ?
-		WHERE id = ?`,
-		at.at, e.Address, e.AgentVersion, e.Protocol, string(id))
+	return w.updateDevice(at, id, `connection = 'connected', connection_since = ?, lost_reason = '',
+		address = ?, agent_version = ?, protocol = ?, `,
+		at.at, e.Address, e.AgentVersion, e.Protocol)
 }
 
 func (w *writer) deviceLost(at now, id events.DeviceID, e events.DeviceLost) error {
@@ -151,16 +156,15 @@ func (w *writer) deviceLost(at now, id events.DeviceID, e events.DeviceLost) err
 	if since == nil {
 		since = at.at
 	}
-	return w.exec(`UPDATE devices SET connection = 'lost', connection_since = ?, lost_reason = ? WHERE id = ?`,
-		since, e.Reason, string(id))
+	return w.updateDevice(at, id, "connection = 'lost', connection_since = ?, lost_reason = ?, ", since, e.Reason)
 }
 
-func (w *writer) deviceLabelled(id events.DeviceID, e events.DeviceLabelled) error {
+func (w *writer) deviceLabelled(at now, id events.DeviceID, e events.DeviceLabelled) error {
 	labels, err := labelText(e.Labels)
 	if err != nil {
 		return err
 	}
-	if err := w.exec(`UPDATE devices SET labels = ? WHERE id = ?`, labels, string(id)); err != nil {
+	if err := w.updateDevice(at, id, "labels = ?, ", labels); err != nil {
 		return err
 	}
 	return w.replaceLabels(id, e.Labels)
@@ -181,9 +185,9 @@ func (w *writer) replaceLabels(id events.DeviceID, labels map[string]string) err
 	return nil
 }
 
-func (w *writer) deviceRenamed(id events.DeviceID, e events.DeviceRenamed) error {
+func (w *writer) deviceRenamed(at now, id events.DeviceID, e events.DeviceRenamed) error {
 	key := fold(e.Name)
-	if err := w.exec(`UPDATE devices SET name = ?, name_key = ? WHERE id = ?`, e.Name, key, string(id)); err != nil {
+	if err := w.updateDevice(at, id, "name = ?, name_key = ?, ", e.Name, key); err != nil {
 		return err
 	}
 	return w.exec(`UPDATE device_labels SET name_key = ? WHERE device = ?`, key, string(id))
@@ -192,16 +196,11 @@ func (w *writer) deviceRenamed(id events.DeviceID, e events.DeviceRenamed) error
 // deviceRetired also forgets the device's virtual machines: nobody reports
 // them any more, and a list must not show them for ever.
 func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetired) error {
-	if err := w.exec(`UPDATE devices SET trust = 'retired', retired_at = ?, retired_by = ?, retired_reason = ? WHERE id = ?`,
-		at.at, at.actor, e.Reason, string(id)); err != nil {
+	if err := w.updateDevice(at, id, "trust = 'retired', retired_at = ?, retired_by = ?, retired_reason = ?, ",
+		at.at, at.actor, e.Reason); err != nil {
 		return err
 	}
 	return w.exec(`DELETE FROM vms WHERE device = ?`, string(id))
-}
-
-func (w *writer) deviceRevision(at now, id events.DeviceID) error {
-	return w.exec(`UPDATE devices SET revision = ?, changed_position = ?, changed_at = ? WHERE id = ?`,
-		at.position, at.position, at.at, string(id))
 }
 
 const deviceColumns = `

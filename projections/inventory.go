@@ -68,7 +68,9 @@ func (w *writer) hostObserved(at now, id events.DeviceID, e events.HostObserved)
 	if !h.License.Writable {
 		condition, message = events.ConditionReadOnly, h.License.Reason
 	}
-	return w.exec(`UPDATE devices SET condition = ?, condition_message = ? WHERE id = ? AND condition_since IS NULL`,
+	return w.exec(`
+		UPDATE devices SET condition = ?1, condition_message = ?2
+		WHERE id = ?3 AND condition_since IS NULL AND (condition, condition_message) IS NOT (?1, ?2)`,
 		string(condition), message, string(id))
 }
 

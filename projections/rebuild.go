@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"pallas/events"
 )
@@ -45,36 +46,32 @@ func fill(ctx context.Context, path string, store events.Store) (position uint64
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
 
-	recs := make([]events.Record, 0, batchSize)
-	flush := func() error {
-		if len(recs) == 0 {
-			return nil
-		}
-		if err := w.apply(recs); err != nil {
-			var bad *recordError
-			if errors.As(err, &bad) {
-				err = fmt.Errorf("%w at position %d: %w", ErrStopped, recs[bad.index].Position, err)
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	ch := make(chan item, batchSize)
+	wg.Go(func() { readLog(ctx, store.Read(ctx, events.Filter{}), ch) })
+
+	b := batcher{ch: ch, next: 1, busy: true}
+	for {
+		recs, end := b.batch()
+		if len(recs) > 0 {
+			if err := w.apply(recs); err != nil {
+				var bad *recordError
+				if errors.As(err, &bad) {
+					err = fmt.Errorf("%w at position %d: %w", ErrStopped, recs[bad.index].Position, err)
+				}
+				return position, err
 			}
-			return err
+			position = recs[len(recs)-1].Position
 		}
-		position = recs[len(recs)-1].Position
-		recs = recs[:0]
-		return nil
-	}
-	next := uint64(1)
-	for rec, err := range store.Read(ctx, events.Filter{}) {
-		if err != nil {
-			return 0, readError(ctx, next-1, err)
-		}
-		if rec.Position != next {
-			return 0, fmt.Errorf("%w: log goes on at position %d, want %d", ErrStopped, rec.Position, next)
-		}
-		next++
-		if recs = append(recs, rec); len(recs) == batchSize {
-			if err := flush(); err != nil {
-				return 0, err
-			}
+		switch {
+		case end == nil:
+		case errors.Is(end, errEnded) && ctx.Err() == nil:
+			return position, nil
+		default:
+			return position, readError(ctx, position, end)
 		}
 	}
-	return position, flush()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"time"
 
@@ -87,7 +88,7 @@ func (d *DB) follow(ctx context.Context, store events.Store) error {
 	// before.
 	ch := make(chan item, batchSize)
 	after := d.Position()
-	wg.Go(func() { readLog(ctx, store, after, ch) })
+	wg.Go(func() { readLog(ctx, store.Follow(ctx, events.Filter{After: after}), ch) })
 	wg.Go(func() { d.watchEnd(ctx, store) })
 
 	b := batcher{ch: ch, next: after + 1}
@@ -179,12 +180,12 @@ type item struct {
 	err error
 }
 
-// errEnded says that a log's follower ended without a reason.
+// errEnded says that there are no more records.
 var errEnded = errors.New("log ended its sequence")
 
-// readLog sends the log's records until ctx is done or the log fails. It
-// closes ch.
-func readLog(ctx context.Context, store events.Store, after uint64, ch chan<- item) {
+// readLog sends the records of a sequence and the error that ends it, until
+// ctx is done. It closes ch.
+func readLog(ctx context.Context, log iter.Seq2[events.Record, error], ch chan<- item) {
 	defer close(ch)
 	send := func(i item) bool {
 		select {
@@ -194,12 +195,11 @@ func readLog(ctx context.Context, store events.Store, after uint64, ch chan<- it
 			return false
 		}
 	}
-	for rec, err := range store.Follow(ctx, events.Filter{After: after}) {
+	for rec, err := range log {
 		if !send(item{rec, err}) || err != nil {
 			return
 		}
 	}
-	send(item{err: errEnded})
 }
 
 // batcher groups what the reader sends.

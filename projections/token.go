@@ -68,9 +68,14 @@ func (w *writer) joinTokenIssued(at now, id events.TokenID, e events.JoinTokenIs
 		INSERT INTO join_tokens (id, name, max_uses, expires, auto_approve, labels,
 			created_position, created_at, created_by, revision)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO NOTHING`,
+		ON CONFLICT (id) DO UPDATE SET revision = excluded.revision`,
 		string(id), e.Name, e.MaxUses, micros(e.Expires), e.AutoApprove, labels,
 		at.position, at.at, at.actor, at.position)
+}
+
+// updateToken sets columns of a join token and, with them, its revision.
+func (w *writer) updateToken(at now, id events.TokenID, columns string, args ...any) error {
+	return w.exec("UPDATE join_tokens SET "+columns+"revision = ? WHERE id = ?", append(args, at.position, string(id))...)
 }
 
 func (w *writer) joinTokenUsed(at now, id events.TokenID, e events.JoinTokenUsed) error {
@@ -78,16 +83,11 @@ func (w *writer) joinTokenUsed(at now, id events.TokenID, e events.JoinTokenUsed
 		string(id), string(e.Device), at.position, at.at); err != nil {
 		return err
 	}
-	return w.exec(`UPDATE join_tokens SET used = used + 1 WHERE id = ?`, string(id))
+	return w.updateToken(at, id, "used = used + 1, ")
 }
 
 func (w *writer) joinTokenRevoked(at now, id events.TokenID) error {
-	return w.exec(`UPDATE join_tokens SET revoked_at = ?, revoked_by = ? WHERE id = ? AND revoked_at IS NULL`,
-		at.at, at.actor, string(id))
-}
-
-func (w *writer) tokenRevision(at now, id events.TokenID) error {
-	return w.exec(`UPDATE join_tokens SET revision = ? WHERE id = ?`, at.position, string(id))
+	return w.updateToken(at, id, "revoked_at = ?, revoked_by = ?, ", at.at, at.actor)
 }
 
 const joinTokenColumns = `
