@@ -22,7 +22,8 @@ type Config struct {
 	// Now is the clock of reports.
 	Now func() time.Time
 	Log *slog.Logger
-	// Observed, if set, is called after each successful look at the host.
+	// Observed, if set, is called after each successful look at the host, when its changes are
+	// in the outbox.
 	Observed func(context.Context)
 
 	Debounce  time.Duration // between a change and the look at it; 200 ms
@@ -224,9 +225,6 @@ func (r *Reporter) Refresh(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, errors.Join(err, r.lost(base, err, now))
 	}
-	if r.c.Observed != nil {
-		r.c.Observed(ctx)
-	}
 	snap = clean(snap, r.c.Log)
 	reason := ""
 	if !snap.Host.License.Writable {
@@ -235,7 +233,11 @@ func (r *Reporter) Refresh(ctx context.Context) (more bool, err error) {
 		}
 	}
 	r.readOnly.Store(&reason)
-	return r.report(base, snap, reason, now)
+	more, err = r.report(base, snap, reason, now)
+	if err == nil && r.c.Observed != nil {
+		r.c.Observed(ctx)
+	}
+	return more, err
 }
 
 // report puts what differs between base and snap into the outbox.
