@@ -66,7 +66,7 @@ func (d *Driver) Check(ctx context.Context) []hypervisor.CheckResult {
 		defer cancel()
 		_ = s.logout(ctx) // it ends by itself otherwise
 	}()
-	about := s.content().About
+	about := s.content.About
 	line("host login", true, "%s as %s", about.FullName, d.cfg.Username)
 
 	switch missing, err := s.missing(ctx); {
@@ -93,7 +93,7 @@ func (d *Driver) Check(ctx context.Context) []hypervisor.CheckResult {
 	}
 
 	before := time.Now()
-	there, err := methods.GetCurrentTime(ctx, s.vim)
+	there, err := methods.GetCurrentTime(ctx, s)
 	if err != nil {
 		line("host clock", false, "%v", d.translate(ctx, "read clock", err))
 		return out
@@ -133,12 +133,12 @@ func (d *Driver) handshake(ctx context.Context) ([]*x509.Certificate, error) {
 
 // missing returns the needed privileges that the session lacks.
 func (s *session) missing(ctx context.Context) ([]string, error) {
-	ref := s.content().AuthorizationManager
+	ref := s.content.AuthorizationManager
 	if ref == nil {
 		return nil, errors.New("the host has no authorization manager")
 	}
-	res, err := methods.HasPrivilegeOnEntity(ctx, s.vim, &types.HasPrivilegeOnEntity{
-		This: *ref, Entity: s.content().RootFolder, SessionId: s.key, PrivId: needed,
+	res, err := methods.HasPrivilegeOnEntity(ctx, s, &types.HasPrivilegeOnEntity{
+		This: *ref, Entity: s.content.RootFolder, SessionId: s.key, PrivId: needed,
 	})
 	if err != nil {
 		return nil, err

@@ -2,8 +2,9 @@
 // speaks the vSphere API through govmomi and is the only package that knows
 // its types.
 //
-// It keeps one session and logs in again when the host has dropped it. It
-// reads named properties only, in pages, so that a host with many virtual
+// It uses govmomi's generated types and methods over a SOAP client of its own
+// (soap.go), keeps one session, and logs in again when the host has dropped it.
+// It reads named properties only, in pages, so that a host with many virtual
 // machines costs the agent little memory. The host's faults become
 // [hypervisor.Error] in one place (fault.go), with the host's own message.
 //

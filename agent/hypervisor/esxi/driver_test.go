@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -335,6 +337,15 @@ func TestHostDoesNotAnswer(t *testing.T) {
 	h.SetDelay("*", 0)
 	find(t, d, "a")
 
+	starting := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "", http.StatusServiceUnavailable)
+	}))
+	defer starting.Close()
+	booting := cfg
+	booting.URL, booting.Thumbprint, booting.Insecure, booting.CallTimeout = starting.URL, "", true, time.Minute
+	_, err = open(t, booting).Observe(t.Context())
+	wantCode(t, err, wire.CodeUnreachable, "answered 503 Service Unavailable")
+
 	cfg.URL = "127.0.0.1:1"
 	_, err = open(t, cfg).Observe(t.Context())
 	wantCode(t, err, wire.CodeUnreachable, "127.0.0.1:1 does not answer")
@@ -565,7 +576,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 
 // TestObserveLeaksNothing compares the heap after many looks at the host.
 func TestObserveLeaksNothing(t *testing.T) {
-	h := start(t, vcsim.Config{Count: 20})
+	h := start(t, vcsim.Config{Count: 4})
 	d := open(t, config(t, h))
 	observe := func(n int) uint64 {
 		for range n {

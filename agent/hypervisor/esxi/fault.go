@@ -111,7 +111,10 @@ func (d *Driver) translate(ctx context.Context, doing string, err error) error {
 		return &hypervisor.Error{Code: wire.CodeUnreachable, Message: "gave up: " + doing, Err: context.Cause(ctx)}
 	}
 	var ce *certificateError
+	var status statusError
 	switch {
+	case errors.As(err, &status): // such as 503 while the management agents start
+		return &hypervisor.Error{Code: wire.CodeUnreachable, Message: status.Error(), Err: errors.New(doing)}
 	case errors.As(err, &ce):
 		return &hypervisor.Error{Code: wire.CodeUnreachable, Message: ce.Error()}
 	case errors.Is(err, context.DeadlineExceeded):

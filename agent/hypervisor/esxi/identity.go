@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"pallas/agent/hypervisor"
@@ -41,25 +40,19 @@ func (s *session) stores(ctx context.Context) (stores []store, file string, err 
 			{Type: "HostSystem", PathSet: []string{"summary.hardware"}},
 			{Type: "Datastore", PathSet: []string{"name", "summary.accessible", "summary.type", "summary.multipleHostAccess"}},
 		},
-	}, func(o types.ObjectContent) error {
-		if o.Obj == hostRef {
-			var h mo.HostSystem
-			if err := load(o, &h); err != nil {
-				return err
+	}, func(o object) {
+		if o.ref == hostRef {
+			if id := get[types.HostHardwareSummary](o, "summary.hardware").Uuid; id != "" {
+				file = idFile + strings.ToLower(id)
 			}
-			if h.Summary.Hardware != nil {
-				file = idFile + strings.ToLower(h.Summary.Hardware.Uuid)
-			}
-			return nil
+			return
 		}
-		var ds mo.Datastore
-		if err := load(o, &ds); err != nil {
-			return err
+		if get[bool](o, "summary.accessible") {
+			stores = append(stores, store{
+				name:   get[string](o, "name"),
+				shared: get[string](o, "summary.type") != "VMFS" || get[bool](o, "summary.multipleHostAccess"),
+			})
 		}
-		if m := ds.Summary.MultipleHostAccess; ds.Summary.Accessible {
-			stores = append(stores, store{name: ds.Name, shared: ds.Summary.Type != "VMFS" || (m != nil && *m)})
-		}
-		return nil
 	})
 	slices.SortFunc(stores, func(a, b store) int {
 		if a.shared != b.shared {
@@ -71,13 +64,6 @@ func (s *session) stores(ctx context.Context) (stores []store, file string, err 
 		return cmp.Compare(a.name, b.name)
 	})
 	return stores, cmp.Or(file, idFile+"host"), err
-}
-
-// statusError is an answer of the host's file service.
-type statusError int
-
-func (e statusError) Error() string {
-	return "the host's file service answered " + http.StatusText(int(e))
 }
 
 // folder reads (body nil) or writes a file on a datastore.
@@ -96,7 +82,7 @@ func (d *Driver) folder(ctx context.Context, s *session, ds, file string, body [
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.vim.Client.Client.Do(req) // it has the session's cookie
+	res, err := s.client.do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"pallas/mqttgw/wire"
@@ -14,21 +13,18 @@ import (
 
 // license reads what the host is licensed for.
 func (d *Driver) license(ctx context.Context, s *session) (wire.License, error) {
-	ref := s.content().LicenseManager
-	var m mo.LicenseManager
-	if ref != nil {
-		err := s.retrieve(ctx, types.PropertyFilterSpec{
-			ObjectSet: []types.ObjectSpec{{Obj: *ref}},
-			PropSet:   []types.PropertySpec{{Type: "LicenseManager", PathSet: []string{"licenses"}}},
-		}, func(o types.ObjectContent) error { return load(o, &m) })
+	var all []types.LicenseManagerLicenseInfo
+	if ref := s.content.LicenseManager; ref != nil {
+		o, err := s.read(ctx, *ref, "licenses")
 		// An account without Global.Licenses may manage machines all the same.
 		if err != nil && !isFault[*types.NoPermission](err) {
 			return wire.License{}, err
 		}
+		all = get[types.ArrayOfLicenseManagerLicenseInfo](o, "licenses").LicenseManagerLicenseInfo
 	}
 	out := wire.License{Writable: true}
-	if len(m.Licenses) > 0 {
-		out = mapLicense(m.Licenses[0])
+	if len(all) > 0 {
+		out = mapLicense(all[0])
 	}
 	d.judge(&out)
 	return out, nil
@@ -59,7 +55,7 @@ func mapLicense(i types.LicenseManagerLicenseInfo) wire.License {
 		switch v := p.Value.(type) {
 		case time.Time:
 			if p.Key == "expirationDate" {
-				out.Expires = unix(&v)
+				out.Expires = unix(v)
 			}
 		case types.KeyValue:
 			if p.Key == "feature" {

@@ -3,14 +3,12 @@ package esxi
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"pallas/agent/hypervisor"
@@ -49,10 +47,23 @@ func traverse(paths ...string) []types.BaseSelectionSpec {
 	return out
 }
 
+// object is what was read of one managed object. Properties that are not set,
+// or that the account may not read, are not there.
+type object struct {
+	ref   types.ManagedObjectReference
+	props map[string]types.AnyType
+}
+
+// get returns a property, or the zero value.
+func get[T any](o object, path string) T {
+	v, _ := o.props[path].(T)
+	return v
+}
+
 // retrieve reads properties in pages and calls each with every object.
-func (s *session) retrieve(ctx context.Context, spec types.PropertyFilterSpec, each func(types.ObjectContent) error) error {
-	pc := s.content().PropertyCollector
-	res, err := methods.RetrievePropertiesEx(ctx, s.vim, &types.RetrievePropertiesEx{
+func (s *session) retrieve(ctx context.Context, spec types.PropertyFilterSpec, each func(object)) error {
+	pc := s.content.PropertyCollector
+	res, err := methods.RetrievePropertiesEx(ctx, s, &types.RetrievePropertiesEx{
 		This: pc, SpecSet: []types.PropertyFilterSpec{spec}, Options: types.RetrieveOptions{MaxObjects: page},
 	})
 	if err != nil {
@@ -60,21 +71,32 @@ func (s *session) retrieve(ctx context.Context, spec types.PropertyFilterSpec, e
 	}
 	result := res.Returnval
 	for result != nil {
-		for _, o := range result.Objects {
-			if err := each(o); err != nil {
-				return err
+		for _, c := range result.Objects {
+			o := object{ref: c.Obj, props: make(map[string]types.AnyType, len(c.PropSet))}
+			for _, p := range c.PropSet {
+				o.props[p.Name] = p.Val
 			}
+			each(o)
 		}
 		if result.Token == "" {
 			return nil
 		}
-		next, err := methods.ContinueRetrievePropertiesEx(ctx, s.vim, &types.ContinueRetrievePropertiesEx{This: pc, Token: result.Token})
+		next, err := methods.ContinueRetrievePropertiesEx(ctx, s, &types.ContinueRetrievePropertiesEx{This: pc, Token: result.Token})
 		if err != nil {
 			return err
 		}
 		result = &next.Returnval
 	}
 	return nil
+}
+
+// read returns properties of one object.
+func (s *session) read(ctx context.Context, ref types.ManagedObjectReference, paths ...string) (o object, err error) {
+	err = s.retrieve(ctx, types.PropertyFilterSpec{
+		ObjectSet: []types.ObjectSpec{{Obj: ref}},
+		PropSet:   []types.PropertySpec{{Type: ref.Type, PathSet: paths}},
+	}, func(got object) { o = got })
+	return o, err
 }
 
 // Observe implements [hypervisor.Driver].
@@ -91,34 +113,17 @@ func (d *Driver) Observe(ctx context.Context) (hypervisor.Snapshot, error) {
 				{Type: "Datastore", PathSet: datastoreProps},
 				{Type: "Network", PathSet: networkProps},
 			},
-		}, func(o types.ObjectContent) error {
-			switch o.Obj.Type {
+		}, func(o object) {
+			switch o.ref.Type {
 			case "HostSystem":
-				var h mo.HostSystem
-				if err := load(o, &h); err != nil {
-					return err
-				}
-				mapHost(&snap.Host, h)
+				mapHost(&snap.Host, o)
 			case "VirtualMachine":
-				var vm mo.VirtualMachine
-				if err := load(o, &vm); err != nil {
-					return err
-				}
-				found = append(found, foundVM{ref: o.Obj, instance: instanceUUID(vm), vm: mapVM(vm)})
+				found = append(found, foundVM{ref: o.ref, instance: instanceUUID(o), vm: mapVM(o)})
 			case "Datastore":
-				var ds mo.Datastore
-				if err := load(o, &ds); err != nil {
-					return err
-				}
-				snap.Host.Datastores = append(snap.Host.Datastores, mapDatastore(ds))
+				snap.Host.Datastores = append(snap.Host.Datastores, mapDatastore(o))
 			default: // Network and its kinds
-				for _, p := range o.PropSet {
-					if name, ok := p.Val.(string); ok && p.Name == "name" {
-						snap.Host.Networks = append(snap.Host.Networks, wire.Network{ID: o.Obj.Value, Name: text(name)})
-					}
-				}
+				snap.Host.Networks = append(snap.Host.Networks, wire.Network{ID: o.ref.Value, Name: text(get[string](o, "name"))})
 			}
-			return nil
 		})
 		if err != nil {
 			return err
@@ -154,13 +159,6 @@ func (d *Driver) Observe(ctx context.Context) (hypervisor.Snapshot, error) {
 	return snap, nil
 }
 
-func load(o types.ObjectContent, dst any) error {
-	if err := mo.LoadObjectContent([]types.ObjectContent{o}, dst); err != nil {
-		return fmt.Errorf("read %s: %w", o.Obj, err)
-	}
-	return nil
-}
-
 // foundVM is a virtual machine whose id is not decided yet.
 type foundVM struct {
 	ref      types.ManagedObjectReference
@@ -185,32 +183,20 @@ func name(found []foundVM) {
 	}
 }
 
-func instanceUUID(vm mo.VirtualMachine) string {
-	if vm.Config == nil {
-		return "" // not accessible
-	}
-	return strings.ToLower(vm.Config.InstanceUuid)
-}
+func instanceUUID(o object) string { return strings.ToLower(get[string](o, "config.instanceUuid")) }
 
-func mapHost(dst *wire.Host, h mo.HostSystem) {
-	dst.Name = text(h.Name)
-	dst.Maintenance = h.Runtime.InMaintenanceMode
-	dst.BootTime = unix(h.Runtime.BootTime)
-	if h.Hardware != nil {
-		dst.Serial = text(h.Hardware.SystemInfo.SerialNumber)
-	}
-	if hw := h.Summary.Hardware; hw != nil {
-		dst.Vendor, dst.Model, dst.UUID = text(hw.Vendor), text(hw.Model), text(strings.ToLower(hw.Uuid))
-		dst.CPUModel, dst.CPUMHz = text(strings.Join(strings.Fields(hw.CpuModel), " ")), int(hw.CpuMhz)
-		dst.CPUSockets, dst.CPUCores, dst.CPUThreads = int(hw.NumCpuPkgs), int(hw.NumCpuCores), int(hw.NumCpuThreads)
-		dst.MemoryMiB = hw.MemorySize / mib
-		if dst.Serial == "" {
-			dst.Serial = text(serial(hw.OtherIdentifyingInfo))
-		}
-	}
-	if p := h.Summary.Config.Product; p != nil {
-		dst.Product, dst.Version, dst.Build = text(p.Name), text(p.Version), text(p.Build)
-	}
+func mapHost(dst *wire.Host, o object) {
+	hw := get[types.HostHardwareSummary](o, "summary.hardware")
+	product := get[types.AboutInfo](o, "summary.config.product")
+	dst.Name = text(get[string](o, "name"))
+	dst.Maintenance = get[bool](o, "runtime.inMaintenanceMode")
+	dst.BootTime = unix(get[time.Time](o, "runtime.bootTime"))
+	dst.Vendor, dst.Model, dst.UUID = text(hw.Vendor), text(hw.Model), text(strings.ToLower(hw.Uuid))
+	dst.Serial = text(cmp.Or(get[string](o, "hardware.systemInfo.serialNumber"), serial(hw.OtherIdentifyingInfo)))
+	dst.CPUModel, dst.CPUMHz = text(strings.Join(strings.Fields(hw.CpuModel), " ")), int(hw.CpuMhz)
+	dst.CPUSockets, dst.CPUCores, dst.CPUThreads = int(hw.NumCpuPkgs), int(hw.NumCpuCores), int(hw.NumCpuThreads)
+	dst.MemoryMiB = hw.MemorySize / mib
+	dst.Product, dst.Version, dst.Build = text(product.Name), text(product.Version), text(product.Build)
 }
 
 // serial finds the serial number among what the firmware tells, by the keys
@@ -226,37 +212,35 @@ func serial(infos []types.HostSystemIdentificationInfo) string {
 	return ""
 }
 
-func mapDatastore(ds mo.Datastore) wire.Datastore {
-	// An overcommitted datastore has nothing free, not less than nothing.
-	capacity, free := ds.Summary.Capacity/mib, max(ds.Summary.FreeSpace/mib, 0)
+func mapDatastore(o object) wire.Datastore {
+	capacity, free := get[int64](o, "summary.capacity")/mib, get[int64](o, "summary.freeSpace")/mib
 	if step := capacity / 100; step > 0 {
 		free -= free % step
 	}
 	return wire.Datastore{
-		ID: ds.Self.Value, Name: text(ds.Name), Type: text(ds.Summary.Type),
-		CapacityMiB: capacity, FreeMiB: free, Accessible: ds.Summary.Accessible,
+		ID: o.ref.Value, Name: text(get[string](o, "name")), Type: text(get[string](o, "summary.type")),
+		CapacityMiB: capacity, FreeMiB: free, Accessible: get[bool](o, "summary.accessible"),
 	}
 }
 
-func mapVM(vm mo.VirtualMachine) wire.VM {
-	out := wire.VM{Name: text(vm.Name), Power: power(vm.Runtime.PowerState), Tools: wire.ToolsUnknown}
+func mapVM(o object) wire.VM {
+	out := wire.VM{
+		Name:  text(get[string](o, "name")),
+		Power: power(get[types.VirtualMachinePowerState](o, "runtime.powerState")),
+		CPUs:  int(get[int32](o, "config.hardware.numCPU")), MemoryMiB: int64(get[int32](o, "config.hardware.memoryMB")),
+		GuestID: text(get[string](o, "config.guestId")), GuestName: text(get[string](o, "config.guestFullName")),
+		Hostname: text(get[string](o, "guest.hostName")), IPs: addresses(o), Tools: tools(o),
+	}
 	if out.Power != wire.PowerOff {
-		out.BootTime = unix(vm.Runtime.BootTime)
+		out.BootTime = unix(get[time.Time](o, "runtime.bootTime"))
 	}
-	if c := vm.Config; c != nil {
-		out.CPUs, out.MemoryMiB = int(c.Hardware.NumCPU), int64(c.Hardware.MemoryMB)
-		out.GuestID, out.GuestName = text(c.GuestId), text(c.GuestFullName)
-		for _, dev := range c.Hardware.Device {
-			switch dev := dev.(type) {
-			case *types.VirtualDisk:
-				out.Disks = append(out.Disks, mapDisk(dev))
-			case types.BaseVirtualEthernetCard:
-				out.NICs = append(out.NICs, mapNIC(dev))
-			}
+	for _, dev := range get[types.ArrayOfVirtualDevice](o, "config.hardware.device").VirtualDevice {
+		switch dev := dev.(type) {
+		case *types.VirtualDisk:
+			out.Disks = append(out.Disks, mapDisk(dev))
+		case types.BaseVirtualEthernetCard:
+			out.NICs = append(out.NICs, mapNIC(dev))
 		}
-	}
-	if g := vm.Guest; g != nil {
-		out.Hostname, out.IPs, out.Tools = text(g.HostName), addresses(g), tools(g)
 	}
 	slices.SortFunc(out.Disks, func(a, b wire.Disk) int { return cmp.Compare(a.Key, b.Key) })
 	slices.SortFunc(out.NICs, func(a, b wire.NIC) int { return cmp.Compare(a.Key, b.Key) })
@@ -276,12 +260,12 @@ func power(s types.VirtualMachinePowerState) string {
 	return wire.PowerUnknown
 }
 
-func tools(g *types.GuestInfo) string {
-	switch types.VirtualMachineToolsRunningStatus(g.ToolsRunningStatus) {
+func tools(o object) string {
+	switch types.VirtualMachineToolsRunningStatus(get[string](o, "guest.toolsRunningStatus")) {
 	case types.VirtualMachineToolsRunningStatusGuestToolsRunning, types.VirtualMachineToolsRunningStatusGuestToolsExecutingScripts:
 		return wire.ToolsRunning
 	case types.VirtualMachineToolsRunningStatusGuestToolsNotRunning:
-		if g.ToolsVersionStatus2 == string(types.VirtualMachineToolsVersionStatusGuestToolsNotInstalled) {
+		if get[string](o, "guest.toolsVersionStatus2") == string(types.VirtualMachineToolsVersionStatusGuestToolsNotInstalled) {
 			return wire.ToolsNotInstalled
 		}
 		return wire.ToolsNotRunning
@@ -291,9 +275,9 @@ func tools(g *types.GuestInfo) string {
 
 // addresses returns the guest's addresses, sorted, without those that are no
 // way to reach it.
-func addresses(g *types.GuestInfo) []string {
-	all := []string{g.IpAddress}
-	for _, n := range g.Net {
+func addresses(o object) []string {
+	all := []string{get[string](o, "guest.ipAddress")}
+	for _, n := range get[types.ArrayOfGuestNicInfo](o, "guest.net").GuestNicInfo {
 		all = append(all, n.IpAddress...)
 	}
 	var out []string
@@ -356,8 +340,8 @@ func label(d *types.VirtualDevice) string {
 	return ""
 }
 
-func unix(t *time.Time) int64 {
-	if t == nil || t.Unix() < 0 {
+func unix(t time.Time) int64 {
+	if t.Unix() < 0 { // the zero time, too
 		return 0
 	}
 	return t.Unix()

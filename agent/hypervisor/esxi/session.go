@@ -3,9 +3,9 @@ package esxi
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"time"
 
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
@@ -19,51 +19,45 @@ var hostRef = types.ManagedObjectReference{Type: "HostSystem", Value: "ha-host"}
 
 // session is one login.
 type session struct {
-	vim *vim25.Client
-	key string
+	d       *Driver
+	client  *client
+	content types.ServiceContent
+	key     string
 }
 
-func (s *session) content() types.ServiceContent { return s.vim.ServiceContent }
-
-func (s *session) logout(ctx context.Context) error {
-	_, err := methods.Logout(ctx, s.vim, &types.Logout{This: *s.content().SessionManager})
-	return err
-}
-
-// timed bounds each call.
-type timed struct {
-	soap.RoundTripper
-	d *Driver
-}
-
-func (t timed) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
-	limit := t.d.cfg.CallTimeout
+// RoundTrip implements [soap.RoundTripper]. It bounds each call.
+func (s *session) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
+	limit := s.d.cfg.CallTimeout
 	if _, ok := req.(*methods.WaitForUpdatesExBody); ok {
-		limit += t.d.cfg.KeepAlive
+		limit += s.d.cfg.KeepAlive
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return t.RoundTripper.RoundTrip(ctx, req, res)
+	err := s.client.RoundTrip(ctx, req, res)
+	if err != nil && ctx.Err() != nil && !soap.IsSoapFault(err) {
+		return ctx.Err() // whatever the connection looked like at its end
+	}
+	return err
+}
+
+func (s *session) logout(ctx context.Context) error {
+	_, err := methods.Logout(ctx, s, &types.Logout{This: *s.content.SessionManager})
+	return err
 }
 
 // login opens a session.
 func (d *Driver) login(ctx context.Context) (*session, error) {
-	sc := soap.NewClient(d.url, false)
-	sc.Client.Transport = d.transport
-	sc.UserAgent = "pallas-agent"
-	sc.Namespace = "urn:" + vim25.Namespace
-	sc.Version = vim25.Version
-	content, err := methods.GetServiceContent(ctx, timed{sc, d})
-	if err != nil {
+	s := &session{d: d, client: &client{url: d.url, http: &http.Client{Transport: d.transport, CheckRedirect: noRedirect}}}
+	var err error
+	if s.content, err = methods.GetServiceContent(ctx, s); err != nil {
 		return nil, err
 	}
-	if content.About.ApiType != "HostAgent" || content.SessionManager == nil {
+	if s.content.About.ApiType != "HostAgent" || s.content.SessionManager == nil {
 		return nil, &hypervisor.Error{Code: wire.CodeUnsupported, Message: fmt.Sprintf(
-			"%s is a %s, not a standalone ESXi host: give the address of the host itself", d.url.Host, content.About.FullName)}
+			"%s is a %s, not a standalone ESXi host: give the address of the host itself", d.url.Host, s.content.About.FullName)}
 	}
-	s := &session{vim: &vim25.Client{Client: sc, ServiceContent: content, RoundTripper: timed{sc, d}}}
-	res, err := methods.Login(ctx, s.vim, &types.Login{
-		This: *content.SessionManager, UserName: d.cfg.Username, Password: string(d.cfg.Password), Locale: "en_US",
+	res, err := methods.Login(ctx, s, &types.Login{
+		This: *s.content.SessionManager, UserName: d.cfg.Username, Password: string(d.cfg.Password), Locale: "en_US",
 	})
 	if err != nil {
 		return nil, err
@@ -71,6 +65,9 @@ func (d *Driver) login(ctx context.Context) (*session, error) {
 	s.key = res.Returnval.Key
 	return s, nil
 }
+
+// noRedirect: the API does not, and the password goes nowhere else.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // refusal is a refused login. While it holds the driver answers from memory.
 type refusal struct {

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"pallas/agent/hypervisor"
@@ -56,35 +55,35 @@ func (d *Driver) Run(ctx context.Context, t wire.Task, progress func(percent int
 // none if the host only passes the wish on to the guest.
 var tasks = map[string]func(context.Context, *session, types.ManagedObjectReference) (types.ManagedObjectReference, error){
 	wire.TaskVMPowerOn: func(ctx context.Context, s *session, vm types.ManagedObjectReference) (ref types.ManagedObjectReference, err error) {
-		res, err := methods.PowerOnVM_Task(ctx, s.vim, &types.PowerOnVM_Task{This: vm})
+		res, err := methods.PowerOnVM_Task(ctx, s, &types.PowerOnVM_Task{This: vm})
 		if err == nil {
 			ref = res.Returnval
 		}
 		return ref, err
 	},
 	wire.TaskVMPowerOff: func(ctx context.Context, s *session, vm types.ManagedObjectReference) (ref types.ManagedObjectReference, err error) {
-		res, err := methods.PowerOffVM_Task(ctx, s.vim, &types.PowerOffVM_Task{This: vm})
+		res, err := methods.PowerOffVM_Task(ctx, s, &types.PowerOffVM_Task{This: vm})
 		if err == nil {
 			ref = res.Returnval
 		}
 		return ref, err
 	},
 	wire.TaskVMReset: func(ctx context.Context, s *session, vm types.ManagedObjectReference) (ref types.ManagedObjectReference, err error) {
-		res, err := methods.ResetVM_Task(ctx, s.vim, &types.ResetVM_Task{This: vm})
+		res, err := methods.ResetVM_Task(ctx, s, &types.ResetVM_Task{This: vm})
 		if err == nil {
 			ref = res.Returnval
 		}
 		return ref, err
 	},
 	wire.TaskVMSuspend: func(ctx context.Context, s *session, vm types.ManagedObjectReference) (ref types.ManagedObjectReference, err error) {
-		res, err := methods.SuspendVM_Task(ctx, s.vim, &types.SuspendVM_Task{This: vm})
+		res, err := methods.SuspendVM_Task(ctx, s, &types.SuspendVM_Task{This: vm})
 		if err == nil {
 			ref = res.Returnval
 		}
 		return ref, err
 	},
 	wire.TaskVMShutdown: func(ctx context.Context, s *session, vm types.ManagedObjectReference) (types.ManagedObjectReference, error) {
-		_, err := methods.ShutdownGuest(ctx, s.vim, &types.ShutdownGuest{This: vm})
+		_, err := methods.ShutdownGuest(ctx, s, &types.ShutdownGuest{This: vm})
 		return types.ManagedObjectReference{}, err
 	},
 }
@@ -95,14 +94,7 @@ func (s *session) find(ctx context.Context, id string) (types.ManagedObjectRefer
 	err := s.retrieve(ctx, types.PropertyFilterSpec{
 		ObjectSet: []types.ObjectSpec{{Obj: hostRef, Skip: types.NewBool(true), SelectSet: traverse("vm")}},
 		PropSet:   []types.PropertySpec{{Type: "VirtualMachine", PathSet: []string{"config.instanceUuid"}}},
-	}, func(o types.ObjectContent) error {
-		var vm mo.VirtualMachine
-		if err := load(o, &vm); err != nil {
-			return err
-		}
-		found = append(found, foundVM{ref: o.Obj, instance: instanceUUID(vm)})
-		return nil
-	})
+	}, func(o object) { found = append(found, foundVM{ref: o.ref, instance: instanceUUID(o)}) })
 	if err != nil {
 		return types.ManagedObjectReference{}, err
 	}
@@ -115,32 +107,25 @@ func (s *session) find(ctx context.Context, id string) (types.ManagedObjectRefer
 	return types.ManagedObjectReference{}, &hypervisor.Error{Code: wire.CodeNotFound, Message: fmt.Sprintf("there is no virtual machine %q on this host", id)}
 }
 
-// get reads properties of one object.
-func (s *session) get(ctx context.Context, ref types.ManagedObjectReference, dst any, paths ...string) error {
-	return s.retrieve(ctx, types.PropertyFilterSpec{
-		ObjectSet: []types.ObjectSpec{{Obj: ref}},
-		PropSet:   []types.PropertySpec{{Type: ref.Type, PathSet: paths}},
-	}, func(o types.ObjectContent) error { return load(o, dst) })
-}
-
 // awaitTask looks at the host's task until it has ended.
 func (d *Driver) awaitTask(ctx context.Context, doing string, ref types.ManagedObjectReference, progress func(int)) error {
 	return d.poll(ctx, doing, func(s *session) (bool, error) {
-		var t mo.Task
-		if err := s.get(ctx, ref, &t, "info.state", "info.progress", "info.error"); err != nil {
+		o, err := s.read(ctx, ref, "info.state", "info.progress", "info.error")
+		if err != nil {
 			return false, err
 		}
-		switch t.Info.State {
+		switch get[types.TaskInfoState](o, "info.state") {
 		case types.TaskInfoStateSuccess:
 			return true, nil
 		case types.TaskInfoStateError:
-			if t.Info.Error == nil {
+			fault, ok := o.props["info.error"].(types.LocalizedMethodFault)
+			if !ok {
 				return false, &hypervisor.Error{Code: wire.CodeHost, Message: "the host says that its task failed, without a reason"}
 			}
-			return false, &taskError{t.Info.Error}
+			return false, &taskError{&fault}
 		case types.TaskInfoStateQueued, types.TaskInfoStateRunning:
 		}
-		progress(min(max(int(t.Info.Progress), 0), 99))
+		progress(min(max(int(get[int32](o, "info.progress")), 0), 99))
 		return false, nil
 	})
 }
@@ -150,11 +135,8 @@ func (d *Driver) awaitShutdown(ctx context.Context, doing string, vm types.Manag
 	limit, cancel := context.WithTimeout(ctx, d.cfg.ShutdownTimeout)
 	defer cancel()
 	err := d.poll(limit, doing, func(s *session) (bool, error) {
-		var m mo.VirtualMachine
-		if err := s.get(limit, vm, &m, "runtime.powerState"); err != nil {
-			return false, err
-		}
-		return m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOff, nil
+		o, err := s.read(limit, vm, "runtime.powerState")
+		return get[types.VirtualMachinePowerState](o, "runtime.powerState") == types.VirtualMachinePowerStatePoweredOff, err
 	})
 	if err != nil && limit.Err() != nil && ctx.Err() == nil {
 		return &hypervisor.Error{Code: wire.CodeHost, Message: fmt.Sprintf("the guest was asked to shut down and still runs after %v", d.cfg.ShutdownTimeout)}

@@ -41,7 +41,7 @@ func (d *Driver) Watch(ctx context.Context, changed func()) error {
 }
 
 func (d *Driver) watch(ctx context.Context, s *session, changed func()) error {
-	created, err := methods.CreatePropertyCollector(ctx, s.vim, &types.CreatePropertyCollector{This: s.content().PropertyCollector})
+	created, err := methods.CreatePropertyCollector(ctx, s, &types.CreatePropertyCollector{This: s.content.PropertyCollector})
 	if err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (d *Driver) watch(ctx context.Context, s *session, changed func()) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		// On a lost host it is gone with the session.
-		_, _ = methods.DestroyPropertyCollector(ctx, s.vim, &types.DestroyPropertyCollector{This: pc})
+		_, _ = methods.DestroyPropertyCollector(ctx, s, &types.DestroyPropertyCollector{This: pc})
 	}()
-	_, err = methods.CreateFilter(ctx, s.vim, &types.CreateFilter{This: pc, Spec: types.PropertyFilterSpec{
+	_, err = methods.CreateFilter(ctx, s, &types.CreateFilter{This: pc, Spec: types.PropertyFilterSpec{
 		ObjectSet: []types.ObjectSpec{{Obj: hostRef, SelectSet: traverse("vm", "datastore", "network")}},
 		PropSet:   watched,
 	}})
@@ -62,7 +62,7 @@ func (d *Driver) watch(ctx context.Context, s *session, changed func()) error {
 	wait := int32(max(d.cfg.KeepAlive/time.Second, 1))
 	version, restarts := "", 0
 	for {
-		res, err := methods.WaitForUpdatesEx(ctx, s.vim, &types.WaitForUpdatesEx{
+		res, err := methods.WaitForUpdatesEx(ctx, s, &types.WaitForUpdatesEx{
 			This: pc, Version: version, Options: &types.WaitOptions{MaxWaitSeconds: &wait, MaxObjectUpdates: maxUpdates},
 		})
 		if isFault[*types.InvalidCollectorVersion](err) && restarts == 0 {

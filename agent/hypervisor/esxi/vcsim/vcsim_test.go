@@ -358,7 +358,7 @@ func TestConcurrentUse(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				for range 20 {
+				for range 8 {
 					var all []mo.VirtualMachine
 					if err := v.Retrieve(t.Context(), []string{"VirtualMachine"}, []string{
 						"name", "runtime", "guest", "summary", "config.hardware", "config.instanceUuid",
@@ -374,7 +374,7 @@ func TestConcurrentUse(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			for i := range 5 {
+			for i := range 2 {
 				for _, n := range names {
 					s, err := h.PowerState(t.Context(), n)
 					if err == nil {
