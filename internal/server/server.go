@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -36,6 +35,13 @@ import (
 	"pallas/mqttgw/wire"
 	"pallas/projections"
 	"pallas/projections/queryhttp"
+)
+
+// What /readyz asks for: how many decisions the read model may be behind, and
+// how much of the disk must be free.
+const (
+	maxLag  = 10_000
+	minFree = 256 << 20
 )
 
 // shutdownTimeout is how long requests under way may take to end.
@@ -172,7 +178,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.db.Run(ctx, s.store) })
+	g.Go(func() error { return s.project(ctx) })
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return s.serveHTTP(ctx, listener, certificates, handler) })
@@ -185,19 +191,33 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
+// project keeps the read model. An event that it cannot read stops it, but not
+// the manager: devices and writes go on, reads show what there was, and /readyz
+// says where it stopped.
+func (s *Server) project(ctx context.Context) error {
+	err := s.db.Run(ctx, s.store)
+	if errors.Is(err, projections.ErrStopped) {
+		s.log.Error("read model stopped", "error", err)
+		<-ctx.Done()
+		return nil
+	}
+	return err
+}
+
 func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
+	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, LogBytes: s.store.Bytes, Version: version.String()})
+	if err != nil {
+		return nil, err
+	}
 	write, err := commandhttp.New(commandhttp.Config{
-		Commands: s.commands, Tokens: s.creds, Join: s.joinString, TaskDevice: s.taskDevice,
+		Commands: s.commands, Tokens: s.creds, Join: s.joinString, TaskDevice: read.TaskDevice,
 	})
 	if err != nil {
 		return nil, err
 	}
-	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, LogBytes: s.logBytes, Version: version.String()})
-	if err != nil {
-		return nil, err
-	}
 	return httpapi.New(httpapi.Config{
-		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry, Checks: s.checks(),
+		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry,
+		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), httpapi.DiskCheck(s.cfg.DataDir, minFree)},
 		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{
 				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
@@ -206,25 +226,6 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 		}},
 	})
 }
-
-// taskDevice finds the device of a task in the read model, once that has all
-// that the log holds now.
-func (s *Server) taskDevice(ctx context.Context, id events.TaskID) (events.DeviceID, error) {
-	last, err := s.store.Last(ctx)
-	if err != nil {
-		return "", err
-	}
-	if err := s.db.Wait(ctx, last); err != nil {
-		return "", err
-	}
-	t, err := s.db.Task(ctx, id)
-	if errors.Is(err, projections.ErrNotFound) {
-		return "", nil
-	}
-	return t.Device, err
-}
-
-func (s *Server) logBytes(ctx context.Context) (uint64, error) { return s.store.Bytes(ctx) }
 
 func (s *Server) serveHTTP(ctx context.Context, l net.Listener, certificates *pki.ServerSource, h http.Handler) error {
 	srv := &http.Server{
@@ -324,19 +325,6 @@ func seconds(d config.Duration) int { return int(time.Duration(d) / time.Second)
 
 func (s *Server) joinString(token string, expires time.Time) (string, error) {
 	return wire.Join{URL: s.httpURL, CA: s.ca.Fingerprint(), Token: token, Expires: expires}.String(), nil
-}
-
-func (s *Server) checks() []httpapi.Check {
-	return []httpapi.Check{
-		{Name: "log", Run: func(ctx context.Context) (string, error) {
-			last, err := s.store.Last(ctx)
-			return "position " + strconv.FormatUint(last, 10), err
-		}},
-		{Name: "projection", Run: func(ctx context.Context) (string, error) {
-			st := s.db.Status()
-			return "position " + strconv.FormatUint(st.Position, 10), st.Err
-		}},
-	}
 }
 
 type authenticator struct{ creds *auth.Credentials }
