@@ -30,16 +30,7 @@ func (d *DB) Counts(ctx context.Context) (Counts, error) {
 		if err := tx.QueryRowContext(ctx, "SELECT position FROM meta").Scan(&c.Position); err != nil {
 			return err
 		}
-		if c.Trust, err = count[Trust](ctx, tx, `SELECT trust, count(*) FROM devices GROUP BY trust`); err != nil {
-			return err
-		}
-		if c.Connection, err = count[Connection](ctx, tx, countActive("connection")); err != nil {
-			return err
-		}
-		if c.Condition, err = count[events.Condition](ctx, tx, countActive("condition")); err != nil {
-			return err
-		}
-		if c.Version, err = count[string](ctx, tx, countActive("version")); err != nil {
+		if err := c.devices(ctx, tx); err != nil {
 			return err
 		}
 		if c.Power, err = count[events.PowerState](ctx, tx, `SELECT power, count(*) FROM vms GROUP BY power`); err != nil {
@@ -55,8 +46,33 @@ func (d *DB) Counts(ctx context.Context) (Counts, error) {
 	return c, nil
 }
 
-func countActive(column string) string {
-	return "SELECT " + column + ", count(*) FROM devices INDEXED BY devices_by_state WHERE trust <> 'retired' GROUP BY " + column
+// deviceStates groups in the order of an index that holds all it needs.
+const deviceStates = `SELECT trust, connection, condition, version, count(*)
+	FROM devices INDEXED BY devices_by_state GROUP BY trust, connection, condition, version`
+
+func (c *Counts) devices(ctx context.Context, tx *sql.Tx) error {
+	c.Trust, c.Connection = map[Trust]int{}, map[Connection]int{}
+	c.Condition, c.Version = map[events.Condition]int{}, map[string]int{}
+	type group struct {
+		trust      Trust
+		connection Connection
+		condition  events.Condition
+		version    string
+		n          int
+	}
+	groups, err := collect(ctx, tx, deviceStates, nil, func(rows *sql.Rows) (g group, err error) {
+		return g, rows.Scan(&g.trust, &g.connection, &g.condition, &g.version, &g.n)
+	})
+	for _, g := range groups {
+		c.Trust[g.trust] += g.n
+		if g.trust == TrustRetired {
+			continue
+		}
+		c.Connection[g.connection] += g.n
+		c.Condition[g.condition] += g.n
+		c.Version[g.version] += g.n
+	}
+	return err
 }
 
 func count[K ~string](ctx context.Context, tx *sql.Tx, text string) (map[K]int, error) {

@@ -42,33 +42,40 @@ func TestHostEvents(t *testing.T) {
 		want Device // of the fields below
 	}{
 		{
-			"observed", []events.Event{events.HostObserved{Host: fullHost()}},
+			"observed",
+			[]events.Event{events.HostObserved{Host: fullHost()}},
 			Device{Host: new(fullHost()), HostAt: at(2), Condition: events.ConditionOK},
 		},
 		{
-			"observed again replaces all", []events.Event{events.HostObserved{Host: fullHost()}, events.HostObserved{Host: bare}},
+			"observed again replaces all",
+			[]events.Event{events.HostObserved{Host: fullHost()}, events.HostObserved{Host: bare}},
 			Device{Host: &bare, HostAt: at(3), Condition: events.ConditionOK},
 		},
 		{
-			"licence forbids writing", []events.Event{events.HostObserved{Host: readOnly}},
+			"licence forbids writing",
+			[]events.Event{events.HostObserved{Host: readOnly}},
 			Device{Host: &readOnly, HostAt: at(2), Condition: events.ConditionReadOnly, ConditionMessage: "free licence"},
 		},
 		{
-			"licence bought", []events.Event{events.HostObserved{Host: readOnly}, events.HostObserved{Host: fullHost()}},
+			"licence bought",
+			[]events.Event{events.HostObserved{Host: readOnly}, events.HostObserved{Host: fullHost()}},
 			Device{Host: new(fullHost()), HostAt: at(3), Condition: events.ConditionOK},
 		},
 		{
-			"condition", []events.Event{events.HostConditionChanged{Condition: events.ConditionDenied, Message: "wrong password"}},
+			"condition",
+			[]events.Event{events.HostConditionChanged{Condition: events.ConditionDenied, Message: "wrong password"}},
 			Device{Condition: events.ConditionDenied, ConditionMessage: "wrong password", ConditionSince: at(2)},
 		},
 		{
-			"the agent's word on the condition stays", []events.Event{
+			"the agent's word on the condition stays",
+			[]events.Event{
 				events.HostConditionChanged{Condition: events.ConditionUnreachable, Message: "no route"}, events.HostObserved{Host: readOnly},
 			},
 			Device{Host: &readOnly, HostAt: at(3), Condition: events.ConditionUnreachable, ConditionMessage: "no route", ConditionSince: at(2)},
 		},
 		{
-			"synced", []events.Event{events.InventorySynced{Hash: "abcd", VMs: 3}},
+			"synced",
+			[]events.Event{events.InventorySynced{Hash: "abcd", VMs: 3}},
 			Device{InventoryHash: "abcd", InventorySyncedAt: at(2)},
 		},
 	} {

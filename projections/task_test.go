@@ -89,8 +89,13 @@ func TestTaskEnds(t *testing.T) {
 	l := newLog(t)
 	l.tasks(deviceA, events.TaskRequested{Task: task1, Kind: events.TaskVMReset, VM: vm1}, events.TaskExpired{Task: task1, Message: "first"})
 	for _, e := range []events.Event{
-		events.TaskAccepted{Task: task1}, events.TaskProgressed{Task: task1, Percent: 9}, events.TaskSucceeded{Task: task1},
-		events.TaskFailed{Task: task1}, events.TaskRejected{Task: task1}, events.TaskCancelled{Task: task1}, events.TaskExpired{Task: task1},
+		events.TaskAccepted{Task: task1},
+		events.TaskProgressed{Task: task1, Percent: 9},
+		events.TaskSucceeded{Task: task1},
+		events.TaskFailed{Task: task1},
+		events.TaskRejected{Task: task1},
+		events.TaskCancelled{Task: task1},
+		events.TaskExpired{Task: task1},
 	} {
 		l.tasks(deviceA, e)
 	}
