@@ -92,6 +92,11 @@ func (f *follower) run(ctx context.Context, yield func(events.Record, error) boo
 	create, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	consumer, err := f.store.js.CreateConsumer(create, streamName, f.config())
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Code == 400 {
+		// Such as the server's limit on consumers: asking again does not help.
+		return fmt.Errorf("create consumer: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: create consumer: %w", errInterrupted, err)
 	}

@@ -441,6 +441,28 @@ func TestFollowReplacesItsConsumer(t *testing.T) {
 	}
 }
 
+// TestFollowersHaveALimit holds Follow against the server's limit on consumers:
+// it says so, and does not wait for ever.
+func TestFollowersHaveALimit(t *testing.T) {
+	srv, _ := serve(t, t.TempDir(), func(o *server.Options) { o.JetStreamLimits.DefaultMaxConsumers = 1 })
+	s := open(t, connect(t, srv))
+	mustAppend(t, s, 0, decide("a"))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for _, err := range s.Follow(ctx, events.Filter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var api *jetstream.APIError
+		for _, err := range s.Follow(ctx, events.Filter{}) {
+			if !errors.As(err, &api) || api.ErrorCode != jetstream.JSErrCodeMaximumConsumersLimit {
+				t.Errorf("a second follower: %v, want the limit of consumers", err)
+			}
+		}
+		break
+	}
+}
+
 func TestUndecodable(t *testing.T) {
 	srv, _ := serve(t, t.TempDir())
 	nc := connect(t, srv)
