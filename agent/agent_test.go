@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -237,7 +238,7 @@ func TestPermanentFaultsEndRun(t *testing.T) {
 		m.answer = func(w http.ResponseWriter) bool {
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprint(w, `{"title":"Forbidden","detail":"the join token is used up","status":403}`)
+			_, _ = io.WriteString(w, `{"title":"Forbidden","detail":"the join token is used up","status":403}`)
 			return true
 		}
 		a := start(t, m, t.TempDir(), fake.Sample("one", 1))

@@ -40,7 +40,7 @@ const steadiness = time.Second
 // set takes over the manager's time.
 func (c *clock) set(t time.Time) {
 	offset := t.Sub(c.now())
-	if old := c.offset.Load(); old == nil || (offset - *old).Abs() > steadiness {
+	if old := c.offset.Load(); old == nil || (offset-*old).Abs() > steadiness {
 		c.offset.Store(&offset)
 	}
 }

@@ -59,7 +59,11 @@ func crashChild(dir string) error {
 	}
 	h := fake.Sample("one", 5)
 	h.SetTaskTime(2 * time.Millisecond)
-	h.OnTask(func(task wire.Task) { fmt.Fprintln(asked, task.ID) })
+	h.OnTask(func(task wire.Task) {
+		if _, err := fmt.Fprintln(asked, task.ID); err != nil {
+			panic(err) // the parent could not tell what was asked
+		}
+	})
 	e, err := executor.New(executor.Config{
 		Driver: h, Store: s, Now: time.Now, Log: slog.New(slog.DiscardHandler), Settle: time.Millisecond,
 	})

@@ -127,7 +127,7 @@ func enrolOnce(ctx context.Context, client *http.Client, join wire.Join, body []
 	if err != nil {
 		return Enrolment{}, 0, err // names the method and the URL, which holds no secret
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // all that counts was read
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, enrolAnswer))
 	if err != nil {
 		return Enrolment{}, 0, fmt.Errorf("read answer of %s: %w", join.URL, err)

@@ -141,14 +141,10 @@ func Find(ctx context.Context, driver hypervisor.Driver) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("look for a former id on the host: %w", err)
 	}
-	if kept == "" {
-		return "", nil
+	if u, err := uuid.Parse(strings.TrimSpace(kept)); err == nil {
+		return u.String(), nil
 	}
-	u, err := uuid.Parse(strings.TrimSpace(kept))
-	if err != nil {
-		return "", nil // not ours, or damaged: as good as none
-	}
-	return u.String(), nil
+	return "", nil // none, not ours, or damaged
 }
 
 // Keep puts the id on the host. What is there already gives way: the id in the

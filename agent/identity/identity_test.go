@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -249,7 +249,7 @@ func TestEnrolGivesUpOnARefusal(t *testing.T) {
 		d.serve = func(w http.ResponseWriter, _ int, _ wire.EnrollRequest) bool {
 			w.Header().Set("Location", "https://elsewhere.example/")
 			w.WriteHeader(tt.status)
-			fmt.Fprint(w, tt.body)
+			_, _ = io.WriteString(w, tt.body)
 			return true
 		}
 		_, err := d.enrol(t.Context(), t, t.TempDir())

@@ -82,10 +82,10 @@ func (l *Link) open(ctx context.Context, keepAlive time.Duration) (*conn, error)
 		return nil, err // names the address
 	}
 	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, l.c.TLS)
-	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	err = l.greet(ctx, c, keepAlive)
 	if !stop() || err != nil {
-		raw.Close()
+		_ = raw.Close() // perhaps a second time
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
 	return &conn{Conn: c, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil

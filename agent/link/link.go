@@ -51,7 +51,7 @@ type Link struct {
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
 	keepAlive time.Duration
-	told      map[string]time.Time // of what was logged lately
+	told      map[string]time.Time // when which fault was last a warning
 }
 
 // New checks the configuration.
@@ -98,7 +98,7 @@ func (l *Link) Run(ctx context.Context) error {
 		before := l.sessions.Load()
 		err := l.session(ctx)
 		l.welcomed.Store(false)
-		if ctx.Err() != nil {
+		if stopping(ctx) {
 			return nil
 		}
 		var fatal *storeError
@@ -109,13 +109,15 @@ func (l *Link) Run(ctx context.Context) error {
 			again.Reset()
 		}
 		pause := again.Next()
-		// The same reason over and over is one line an hour.
-		l.logSparsely("connection to the manager lost", err, "retry_in", pause.Round(time.Millisecond))
-		if retry.Pause(ctx, pause) != nil {
+		l.c.Log.Log(ctx, l.level(err), "connection to the manager lost", "error", err, "retry_in", pause.Round(time.Millisecond))
+		_ = retry.Pause(ctx, pause)
+		if stopping(ctx) {
 			return nil
 		}
 	}
 }
+
+func stopping(ctx context.Context) bool { return ctx.Err() != nil }
 
 // storeError marks faults of the store, after which the agent cannot go on.
 type storeError struct{ err error }
@@ -130,19 +132,23 @@ func stored(err error) error {
 	return &storeError{err}
 }
 
-const tellAgain = time.Hour
+const (
+	tellAgain = time.Hour
+	maxTold   = 64 // faults that are remembered
+)
 
-// logSparsely warns of a fault once an hour; between, it is for debugging.
-func (l *Link) logSparsely(msg string, err error, args ...any) {
-	key := msg + ": " + err.Error()
-	now := time.Now()
-	level := slog.LevelDebug
-	if last, ok := l.told[key]; !ok || now.Sub(last) > tellAgain {
-		if len(l.told) >= 64 {
-			clear(l.told)
-		}
-		l.told[key] = now
-		level = slog.LevelWarn
+// level is a warning once an hour for each fault; between, it is for debugging.
+func (l *Link) level(err error) slog.Level {
+	key, now := err.Error(), time.Now()
+	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Err != nil {
+		key = op.Op + ": " + op.Err.Error() // without the port, which is another each time
 	}
-	l.c.Log.Log(context.Background(), level, msg, append([]any{"error", err}, args...)...)
+	if last, ok := l.told[key]; ok && now.Sub(last) < tellAgain {
+		return slog.LevelDebug
+	}
+	if len(l.told) >= maxTold {
+		clear(l.told)
+	}
+	l.told[key] = now
+	return slog.LevelWarn
 }

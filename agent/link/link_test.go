@@ -35,14 +35,14 @@ const device = "6f1c1d5e-6f0b-4b7e-9d0e-0d6d1f6f2a01"
 // rig is a link in a synctest bubble whose manager the test plays, packet by
 // packet, over real TLS on a pipe.
 type rig struct {
-	t      *testing.T
-	store  *store.Store
-	link   *link.Link
-	server *tls.Config
-	accept chan net.Conn // the manager's end of each connection
-	refuse atomic.Bool   // no route to the manager
-	dialed atomic.Int64
-	stop   func() error
+	t        *testing.T
+	store    *store.Store
+	link     *link.Link
+	server   *tls.Config
+	accept   chan net.Conn // the manager's end of each connection
+	refuse   atomic.Bool   // no route to the manager
+	attempts atomic.Int64
+	stop     func() error
 
 	tasks   []wire.Task
 	cancels []uuid.UUID
@@ -50,7 +50,7 @@ type rig struct {
 	taskErr error
 }
 
-func newRig(t *testing.T, change ...func(*link.Config)) *rig {
+func newRig(t *testing.T) *rig {
 	t.Helper()
 	s, err := store.Open(filepath.Join(t.TempDir(), "agent.db"), store.Options{NoSync: true})
 	if err != nil {
@@ -71,7 +71,7 @@ func newRig(t *testing.T, change ...func(*link.Config)) *rig {
 	c := link.Config{
 		Device: device, Version: "1.2.3", Addr: "manager.example:8883", TLS: client, Store: s, Log: slog.New(slog.DiscardHandler),
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			r.dialed.Add(1)
+			r.attempts.Add(1)
 			if r.refuse.Load() {
 				return nil, errors.New("no route to host")
 			}
@@ -87,9 +87,6 @@ func newRig(t *testing.T, change ...func(*link.Config)) *rig {
 		Tasks:   func(tasks []wire.Task) error { r.tasks = append(r.tasks, tasks...); return r.taskErr },
 		Cancel:  func(ids []uuid.UUID) error { r.cancels = append(r.cancels, ids...); return nil },
 		Resync:  func(uint64) { r.resyncs++ },
-	}
-	for _, f := range change {
-		f(&c)
 	}
 	if r.link, err = link.New(c); err != nil {
 		t.Fatal(err)
@@ -326,10 +323,10 @@ func (p *peer) gone(d time.Duration) error {
 	}
 }
 
-func bubble(name string, t *testing.T, test func(*testing.T, *rig), change ...func(*link.Config)) {
+func bubble(name string, t *testing.T, test func(*testing.T, *rig)) {
 	t.Run(name, func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			r := newRig(t, change...)
+			r := newRig(t)
 			test(t, r)
 			if err := r.stop(); err != nil {
 				t.Errorf("run: %v", err)
@@ -350,7 +347,7 @@ func TestReports(t *testing.T) {
 		if h.Agent != "1.2.3" || h.Epoch != epoch || h.First != 1 || h.Next != 26 || h.Inventory != nil || h.Time.IsZero() {
 			t.Errorf("hello %+v", h)
 		}
-		p.sent(5 * time.Second) // not before the Welcome
+		p.sent(3 * time.Second) // not before the Welcome
 		p.welcome(1)
 		p.sent(0, "1-10")
 		p.sent(500 * time.Millisecond)
@@ -406,8 +403,8 @@ func TestReports(t *testing.T) {
 		p.sent(time.Millisecond, "1-2")
 		p.sent(1999 * time.Millisecond)
 		p.sent(time.Millisecond, "1-2")
-		for _, wait := range []time.Duration{4, 8, 16, 32, 60, 60, 60} {
-			p.sent(wait*time.Second - time.Millisecond)
+		for _, seconds := range []int{4, 8, 16, 32, 60, 60, 60} {
+			p.sent(time.Duration(seconds)*time.Second - time.Millisecond)
 			p.sent(time.Millisecond, "1-2")
 		}
 		p.receipt(1)
@@ -476,14 +473,19 @@ func TestSession(t *testing.T) {
 		if h := p.hello(); h.First != 1 || h.Next != 3 {
 			r.t.Errorf("hello %+v", h)
 		}
-		p.sent(5 * time.Second)
+		p.sent(3 * time.Second)
 		p.welcome(2)
 		p.sent(0, "2-2")
 	})
 	bubble("not welcome", t, func(_ *testing.T, r *rig) {
 		p := r.connected()
-		p.hello()
-		_ = p.gone(31 * time.Second)
+		began := time.Now()
+		for _, at := range []int{0, 4, 12, 28} { // repeated, less and less often
+			if u := <-p.ups; u.Hello == nil || time.Since(began).Round(time.Second) != time.Duration(at)*time.Second {
+				r.t.Errorf("after %v %+v, want a Hello after %d s", time.Since(began), u, at)
+			}
+		}
+		_ = p.gone(3 * time.Second)
 		r.connected().hello()
 	})
 	bubble("pending", t, func(_ *testing.T, r *rig) {
@@ -511,7 +513,7 @@ func TestSession(t *testing.T) {
 		<-time.After(time.Hour)
 		synctest.Wait()
 		// Full jitter up to 60 s: 30 s on average.
-		if n := r.dialed.Load(); n < 90 || n > 180 {
+		if n := r.attempts.Load(); n < 90 || n > 180 {
 			r.t.Errorf("%d attempts in an hour, want about 120", n)
 		}
 		r.refuse.Store(false)

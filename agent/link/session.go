@@ -16,6 +16,7 @@ const (
 	defaultWindow = 64
 	defaultResend = 10 * time.Second
 	maxResend     = time.Minute
+	helloWait     = 4 * time.Second // before a Hello is repeated; doubles
 	minKeepAlive  = 5 * time.Second
 	maxKeepAlive  = 18 * time.Hour
 )
@@ -36,10 +37,11 @@ type session struct {
 	resend     time.Duration // of the settings
 	interval   time.Duration // until the next repeat; doubles
 
-	lingerAt, resendAt, answerBy time.Time // zero: none
-	pongBy                       time.Time
-	lastHeard                    time.Time
-	keepAlive                    time.Duration
+	lingerAt, resendAt, answerBy, helloAt time.Time // zero: none
+	helloWait                             time.Duration
+	pongBy                                time.Time
+	lastHeard                             time.Time
+	keepAlive                             time.Duration
 }
 
 // session connects and serves until the connection ends. It returns nil only
@@ -120,6 +122,13 @@ func (s *session) due(now time.Time) error {
 		return errors.New("the manager does not welcome this device")
 	case passed(s.pongBy):
 		return errors.New("the manager does not answer")
+	case passed(s.helloAt):
+		// A manager that is busy drops it without a word.
+		if err := s.sayHello(); err != nil {
+			return err
+		}
+		s.helloWait *= 2
+		s.helloAt = now.Add(s.helloWait)
 	}
 	if passed(s.resendAt) {
 		// What the manager has too goes again: it answers with the receipt
@@ -147,7 +156,7 @@ func (s *session) next() time.Time {
 	} else if h := s.lastHeard.Add(s.keepAlive); h.Before(t) {
 		t = h
 	}
-	for _, other := range []time.Time{s.lingerAt, s.resendAt, s.answerBy} {
+	for _, other := range []time.Time{s.lingerAt, s.resendAt, s.answerBy, s.helloAt} {
 		if !other.IsZero() && other.Before(t) {
 			t = other
 		}
@@ -194,6 +203,13 @@ func (s *session) send(now time.Time) error {
 
 // hello opens the session, or opens it again.
 func (s *session) hello() error {
+	s.answerBy = time.Now().Add(s.l.c.Patience)
+	s.helloWait = helloWait
+	s.helloAt = time.Now().Add(s.helloWait)
+	return s.sayHello()
+}
+
+func (s *session) sayHello() error {
 	sum, err := s.l.c.Store.Summary()
 	if err != nil {
 		return stored(err)
@@ -201,7 +217,6 @@ func (s *session) hello() error {
 	s.epoch, s.helloFirst, s.sent, s.logged = sum.Epoch, sum.First, sum.First, sum.First
 	s.welcomed, s.resendAt, s.lingerAt = false, time.Time{}, time.Time{}
 	s.l.welcomed.Store(false)
-	s.answerBy = time.Now().Add(s.l.c.Patience)
 	if err := s.c.publish(wire.Up{Hello: &wire.Hello{
 		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
 		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open,
@@ -220,7 +235,7 @@ func (s *session) packet(p packets.ControlPacket) error {
 		}
 		d, err := wire.DecodeDown(p.Payload)
 		if err != nil {
-			s.l.logSparsely("message from the manager not understood", err)
+			s.l.c.Log.Log(context.Background(), s.l.level(err), "message from the manager not understood", "error", err)
 			return nil
 		}
 		return s.down(d)
@@ -262,12 +277,12 @@ func (s *session) down(d wire.Down) error {
 	}
 	if len(d.Cancels) > 0 {
 		if err := s.l.c.Cancel(d.Cancels); err != nil {
-			s.l.logSparsely("cancel not taken", err)
+			s.l.c.Log.Log(context.Background(), s.l.level(err), "cancel not taken", "error", err)
 		}
 	}
 	if len(d.Tasks) > 0 {
 		if err := s.l.c.Tasks(d.Tasks); err != nil {
-			s.l.logSparsely("task not taken", err)
+			s.l.c.Log.Log(context.Background(), s.l.level(err), "task not taken", "error", err)
 		}
 	}
 	return nil
@@ -281,7 +296,7 @@ func (s *session) welcome(w wire.Welcome) error {
 	}
 	s.l.c.Welcome(w)
 	s.settings(w.Settings)
-	s.answerBy = time.Time{}
+	s.answerBy, s.helloAt = time.Time{}, time.Time{}
 	if w.Pending {
 		if !s.pending {
 			s.l.c.Log.Info("connected to the manager; this device waits for approval", "addr", s.l.c.Addr)
@@ -392,7 +407,7 @@ func (s *session) refused(e wire.Error) error {
 		}
 		return nil
 	}
-	s.l.logSparsely("the manager reports an error", err)
+	s.l.c.Log.Log(context.Background(), s.l.level(err), "the manager reports an error", "error", err)
 	return nil
 }
 

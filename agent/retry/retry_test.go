@@ -13,8 +13,8 @@ import (
 func TestBackoffGrowsToItsCap(t *testing.T) {
 	for range 200 {
 		b := retry.Backoff{Base: time.Second, Cap: 10 * time.Second}
-		for i, limit := range []time.Duration{1, 2, 4, 8, 10, 10, 10} {
-			if d := b.Next(); d < retry.Floor || d > limit*time.Second {
+		for i, limit := range []int{1, 2, 4, 8, 10, 10, 10} {
+			if d := b.Next(); d < retry.Floor || d > time.Duration(limit)*time.Second {
 				t.Fatalf("pause %d is %v, want at most %d s", i, d, limit)
 			}
 		}

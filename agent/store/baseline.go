@@ -61,19 +61,19 @@ func readBaseline(tx *bbolt.Tx) (Baseline, error) {
 	return base, err
 }
 
-// SetHost, PutVM, DeleteVM, SetCondition and SetComplete change the baseline.
+// SetHost changes the baseline's host.
 func (t *Tx) SetHost(h wire.Host) error { return put(t.tx.Bucket(bucketMeta), keyHost, h) }
 
-// PutVM is described at SetHost.
+// PutVM adds a machine to the baseline, or replaces it.
 func (t *Tx) PutVM(vm wire.VM) error { return put(t.tx.Bucket(bucketVMs), []byte(vm.ID), vm) }
 
-// DeleteVM is described at SetHost.
+// DeleteVM takes a machine out of the baseline.
 func (t *Tx) DeleteVM(id string) error { return t.tx.Bucket(bucketVMs).Delete([]byte(id)) }
 
-// SetCondition is described at SetHost.
+// SetCondition changes the baseline's condition.
 func (t *Tx) SetCondition(c string) error {
 	return putIfNew(t.tx.Bucket(bucketMeta), keyCondition, []byte(c))
 }
 
-// SetComplete is described at SetHost.
+// SetComplete says that a complete inventory is in the outbox.
 func (t *Tx) SetComplete() error { return putIfNew(t.tx.Bucket(bucketMeta), keyComplete, []byte{1}) }

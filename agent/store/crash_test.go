@@ -35,7 +35,6 @@ func crashChild(path string) error {
 	if err != nil {
 		return err
 	}
-	out := bufio.NewWriter(os.Stdout)
 	for {
 		var last uint64
 		if err := s.Update(func(tx *store.Tx) (err error) {
@@ -52,15 +51,18 @@ func crashChild(path string) error {
 		}); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "made %d\n", last)
+		line := fmt.Sprintf("made %d\n", last)
+		receipt := func() {}
 		if rand.IntN(3) == 0 {
 			epoch, first, next := s.Numbers()
 			seq := first + rand.Uint64N(next-first)
-			fmt.Fprintf(out, "receipted %d\n", seq)
-			out.Flush()
-			s.Receipt(epoch, seq)
+			line += fmt.Sprintf("receipted %d\n", seq)
+			receipt = func() { s.Receipt(epoch, seq) }
 		}
-		out.Flush()
+		if _, err := os.Stdout.WriteString(line); err != nil {
+			return err
+		}
+		receipt()
 	}
 }
 

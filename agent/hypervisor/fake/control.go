@@ -137,14 +137,14 @@ func (h *Host) Runs() []wire.Task {
 	return slices.Clone(h.runs)
 }
 
-// StoredID and SetStoredID are the device id on the host's own storage.
+// StoredID returns the device id on the host's own storage.
 func (h *Host) StoredID() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.id
 }
 
-// SetStoredID is described at StoredID.
+// SetStoredID puts a device id on the host's own storage.
 func (h *Host) SetStoredID(id string) { h.set(&h.id, id) }
 
 // VM returns a machine, whatever the host's reachability.

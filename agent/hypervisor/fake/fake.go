@@ -91,8 +91,10 @@ func (h *Host) Watch(ctx context.Context, changed func()) error {
 		h.mu.Lock()
 		err, change := h.reach(ctx), h.change
 		h.mu.Unlock()
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return nil
+		default:
 		}
 		if err != nil {
 			return err
