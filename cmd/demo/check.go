@@ -244,7 +244,7 @@ func (c *checker) history(ctx context.Context) (string, error) {
 func (c *checker) live(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r, err := c.d.api.ClientInterface.StreamEvents(ctx, &client.StreamEventsParams{LastEventID: new("0")})
+	r, err := c.d.api.StreamEvents(ctx, &client.StreamEventsParams{LastEventID: new("0")})
 	if err != nil {
 		return err
 	}

@@ -128,7 +128,7 @@ func (d *demo) bringUp(ctx context.Context, g *errgroup.Group) (err error) {
 	for i := range d.opts.hosts {
 		site := sites[i%len(sites)]
 		name := fmt.Sprintf("esx-%s-%02d.example.net", site, i/len(sites)+1)
-		h, err := vcsim.Start(vcsim.Config{Name: name, Count: 3 + i%3, Dir: filepath.Join(d.opts.data, "hosts", name)})
+		h, err := vcsim.Start(vcsim.Config{Name: name, Count: 3 + i%3, Seed: uint64(i) + 1, Dir: filepath.Join(d.opts.data, "hosts", name)})
 		if err != nil {
 			return err
 		}

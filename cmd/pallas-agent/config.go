@@ -1,6 +1,7 @@
 package main
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
-	_ "embed"
 
 	"pallas/agent/hypervisor/esxi"
 	"pallas/internal/config"

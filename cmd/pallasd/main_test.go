@@ -65,10 +65,10 @@ func (w *watch) String() string {
 }
 
 // serving runs pallasd until the test ends or stop is called.
-func serving(t *testing.T, config string) (log *watch, stop func()) {
+func serving(t *testing.T, config string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	log = &watch{ready: make(chan struct{})}
+	log := &watch{ready: make(chan struct{})}
 	done := make(chan int, 1)
 	go func() { done <- run(ctx, []string{"serve", "--config", config}, &bytes.Buffer{}, log) }()
 	select {
@@ -88,7 +88,7 @@ func serving(t *testing.T, config string) (log *watch, stop func()) {
 		})
 	}
 	t.Cleanup(stop)
-	return log, stop
+	return stop
 }
 
 func TestInitAndServe(t *testing.T) {
@@ -118,7 +118,7 @@ func TestInitAndServe(t *testing.T) {
 	if after := listing(t, dir); after != before {
 		t.Errorf("the second init changed\n%sto\n%s", before, after)
 	}
-	_, stop := serving(t, config)
+	stop := serving(t, config)
 	// One directory, one process.
 	if code, _, stderr := pallasd(t, "serve", "--config", config); code != 1 || !oneLine(stderr, "is in use by another pallasd") {
 		t.Errorf("second serve: exit code %d\n%s", code, stderr)
@@ -211,7 +211,7 @@ func TestDamage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, config := initialise(t)
-			_, stop := serving(t, config)
+			stop := serving(t, config)
 			stop()
 			c.damage(t, dir)
 			if c.want == "" {

@@ -2291,6 +2291,9 @@ type SetVmPowerParams struct {
 // UpdateDeviceJSONRequestBody defines body for UpdateDevice for application/json ContentType.
 type UpdateDeviceJSONRequestBody = UpdateDevice
 
+// UpdateDeviceApplicationMergePatchPlusJSONRequestBody defines body for UpdateDevice for application/merge-patch+json ContentType.
+type UpdateDeviceApplicationMergePatchPlusJSONRequestBody = UpdateDevice
+
 // RetireDeviceJSONRequestBody defines body for RetireDevice for application/json ContentType.
 type RetireDeviceJSONRequestBody = RetireDevice
 
@@ -2406,6 +2409,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDevice(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateDeviceWithApplicationMergePatchPlusJSONBody Rename or label a device
+	//
+	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
+	UpdateDeviceWithApplicationMergePatchPlusJSONBody(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ApproveDevice Approve a device
 	//
@@ -2632,6 +2644,25 @@ func (c *Client) UpdateDeviceWithBody(ctx context.Context, device string, params
 // Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 func (c *Client) UpdateDevice(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateDeviceWithApplicationMergePatchPlusJSONBody Rename or label a device
+//
+// A JSON merge patch (RFC 7396): absent fields stay as they are.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
+func (c *Client) UpdateDeviceWithApplicationMergePatchPlusJSONBody(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateDeviceRequestWithApplicationMergePatchPlusJSONBody(c.Server, device, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3260,6 +3291,17 @@ func NewUpdateDeviceRequest(server string, device string, params *UpdateDevicePa
 	}
 	bodyReader = bytes.NewReader(buf)
 	return NewUpdateDeviceRequestWithBody(server, device, params, "application/json", bodyReader)
+}
+
+// NewUpdateDeviceRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateDevice builder with application/merge-patch+json body
+func NewUpdateDeviceRequestWithApplicationMergePatchPlusJSONBody(server string, device string, params *UpdateDeviceParams, body UpdateDeviceApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateDeviceRequestWithBody(server, device, params, "application/merge-patch+json", bodyReader)
 }
 
 // NewUpdateDeviceRequestWithBody constructs an http.Request for the UpdateDevice method, with any body, and a specified content type
@@ -4767,6 +4809,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDeviceWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error)
+
+	// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Rename or label a device
+	//
+	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
+	UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error)
 
 	// ApproveDeviceWithResponse Approve a device
 	//
@@ -6893,6 +6944,21 @@ func (c *ClientWithResponses) UpdateDeviceWithBodyWithResponse(ctx context.Conte
 // Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 func (c *ClientWithResponses) UpdateDeviceWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error) {
 	rsp, err := c.UpdateDevice(ctx, device, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateDeviceResponse(rsp)
+}
+
+// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Rename or label a device
+//
+// A JSON merge patch (RFC 7396): absent fields stay as they are.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
+func (c *ClientWithResponses) UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error) {
+	rsp, err := c.UpdateDeviceWithApplicationMergePatchPlusJSONBody(ctx, device, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ func DiskCheck(dir string, minFree uint64) Check {
 		if err := unix.Statfs(dir, &s); err != nil {
 			return "", fmt.Errorf("look at the disk: %w", err)
 		}
-		free := s.Bavail * uint64(s.Bsize) //nolint:unconvert // the type differs between systems
+		free := s.Bavail * uint64(s.Bsize)
 		detail := fmt.Sprintf("%d MiB free", free>>20)
 		if free < minFree {
 			return "", fmt.Errorf("%s, at least %d MiB are needed", detail, minFree>>20)

@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -15,7 +16,8 @@ func FuzzIfMatch(f *testing.F) {
 		n, err := httpapi.IfMatch(s)
 		switch {
 		case err != nil:
-			if p, ok := err.(*httpapi.Problem); !ok || p.Errors[0].Field != "header.If-Match" {
+			var p *httpapi.Problem
+			if !errors.As(err, &p) || p.Errors[0].Field != "header.If-Match" {
 				t.Fatalf("%q: %v", s, err)
 			}
 		case n == 0:

@@ -193,7 +193,7 @@ func (m *manager) sse(ctx context.Context, query, last string, n int, opened fun
 	}
 	resp, err := m.client.Do(req)
 	must(m.t, err)
-	defer resp.Body.Close() //nolint:errcheck // cut off on purpose
+	defer resp.Body.Close()
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
 		b, _ := io.ReadAll(resp.Body)
 		m.t.Fatalf("stream: %d %s", resp.StatusCode, b)
@@ -287,7 +287,7 @@ func TestEventStream(t *testing.T) {
 	req.Header.Set("Authorization", "Bearer "+m.token)
 	resp, err := m.client.Do(req)
 	must(t, err)
-	defer resp.Body.Close() //nolint:errcheck // cut off on purpose
+	defer resp.Body.Close()
 	beats := 0
 	for s := bufio.NewScanner(resp.Body); beats < 3 && s.Scan(); {
 		if s.Text() == ":" {

@@ -130,7 +130,7 @@ func internal() *Problem {
 
 // Note keeps an error that cannot be told to the client any more, because the
 // answer has begun, for the log line of the request.
-func Note(ctx context.Context, err error) { logged(ctx, err, nil) }
+func Note(ctx context.Context, err error) { _ = logged(ctx, err, nil) }
 
 // logged keeps the cause for the access log line of the request.
 func logged(ctx context.Context, cause error, p *Problem) *Problem {
@@ -231,7 +231,7 @@ func init() {
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		se := fromHuma(status, msg, errs...)
 		if p, ok := se.(*Problem); ok && p.Status == http.StatusInternalServerError {
-			logged(ctx.Context(), fmt.Errorf("%s: %w", msg, errors.Join(errs...)), p)
+			_ = logged(ctx.Context(), fmt.Errorf("%s: %w", msg, errors.Join(errs...)), p)
 		}
 		return se
 	}

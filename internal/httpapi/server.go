@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -55,7 +56,7 @@ func (s *server) serve(rw http.ResponseWriter, r *http.Request) {
 	defer func() {
 		s.metrics.active.Dec()
 		p := recover()
-		if p != nil && p != http.ErrAbortHandler {
+		if err, _ := p.(error); p != nil && !errors.Is(err, http.ErrAbortHandler) {
 			req.cause = panicError{p}
 			s.cfg.Log.ErrorContext(r.Context(), "handler panicked", "request_id", req.ID, "route", route, "panic", p, "stack", string(debug.Stack()))
 			if w.status == 0 {

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -151,7 +152,7 @@ func startHost(t *testing.T, cfg vcsim.Config) *vcsim.Host {
 }
 
 // onHost is an agent in this process on a simulated ESXi host.
-func onHost(t *testing.T, m *servertest.Manager, h *vcsim.Host) *agent.Agent {
+func onHost(t *testing.T, m *servertest.Manager, h *vcsim.Host) {
 	t.Helper()
 	d, err := esxi.New(esxi.Config{
 		URL: h.URL(), Username: h.Username(), Password: esxi.Secret(h.Password()), Thumbprint: h.Thumbprint(),
@@ -161,7 +162,7 @@ func onHost(t *testing.T, m *servertest.Manager, h *vcsim.Host) *agent.Agent {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	return startAgent(t, h.Name(), m.Join(1), d, func(c *agent.Config) { c.Reconcile = time.Second })
+	startAgent(t, h.Name(), m.Join(1), d, func(c *agent.Config) { c.Reconcile = time.Second })
 }
 
 // one returns the only device once it is connected and its host is known.
@@ -181,7 +182,7 @@ func machine(t *testing.T, m *servertest.Manager, name string) client.VM {
 	servertest.Eventually(t, 30*time.Second, func() error {
 		r, err := m.API.ListVmsWithResponse(t.Context(), &client.ListVmsParams{Q: &name})
 		if err != nil || r.JSON200 == nil || len(r.JSON200.Items) != 1 {
-			return fmt.Errorf("virtual machine %s: %v", name, err)
+			return fmt.Errorf("virtual machine %s is not there: %w", name, cmp.Or(err, servertest.ErrNotYet))
 		}
 		vm = r.JSON200.Items[0]
 		return nil
@@ -204,7 +205,7 @@ func taskIs(t *testing.T, m *servertest.Manager, id string, want ...client.TaskS
 	servertest.Eventually(t, time.Minute, func() error {
 		r, err := m.API.GetTaskWithResponse(t.Context(), id, nil)
 		if err != nil || r.JSON200 == nil {
-			return fmt.Errorf("task %s: %v", id, err)
+			return fmt.Errorf("read task %s: %w", id, cmp.Or(err, servertest.ErrNotYet))
 		}
 		if task = *r.JSON200; !slices.Contains(want, task.Status) {
 			return fmt.Errorf("task %s is %s, want %v", id, task.Status, want)
@@ -308,7 +309,7 @@ func TestHostTroubles(t *testing.T) {
 		servertest.Eventually(t, 30*time.Second, func() error {
 			r, err := m.API.ListDevicesWithResponse(t.Context(), nil)
 			if err != nil || r.JSON200 == nil {
-				return fmt.Errorf("list devices: %v", err)
+				return fmt.Errorf("list devices: %w", cmp.Or(err, servertest.ErrNotYet))
 			}
 			d := r.JSON200.Items[0]
 			if d.Condition != want || !strings.Contains(text(d.ConditionMessage), words) {

@@ -328,7 +328,7 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Dialer sends every connection through the proxy, whatever its address.
+// Dial sends every connection through the proxy, whatever its address.
 func (p *Proxy) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if addr != p.target {
 		return new(net.Dialer).DialContext(ctx, network, addr)
