@@ -185,9 +185,12 @@ func TestTasks(t *testing.T) {
 	bubble("fails with the host's reason", t, func(t *testing.T, r *rig) {
 		r.host.FailNext(wire.CodeHost, "disk on fire")
 		a := r.task("a", wire.TaskVMPowerOff, "vm-1")
-		r.submit(a, r.task("b", wire.TaskVMPowerOn, "vm-3"), r.task("c", wire.TaskVMShutdown, "gone"))
-		r.after(time.Second, "a accepted", "b accepted", "c accepted",
-			"refresh", "a failed host", "refresh", "b failed invalid_state", "refresh", "c failed not_found")
+		r.submit(a)
+		r.after(0, "a accepted", "refresh", "a failed host")
+		r.submit(r.task("b", wire.TaskVMPowerOn, "vm-3"))
+		r.after(0, "b accepted", "refresh", "b failed invalid_state")
+		r.submit(r.task("c", wire.TaskVMShutdown, "gone"))
+		r.after(0, "c accepted", "refresh", "c failed not_found")
 		if task, _, err := r.store.Task(a.ID); err != nil || task.Message != "disk on fire" {
 			t.Errorf("journal %+v, %v", task, err)
 		}
