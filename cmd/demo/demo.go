@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,7 +58,7 @@ func newDemo(ctx context.Context, o options, log *slog.Logger) (*demo, error) {
 	d := &demo{opts: o, log: log, ready: make(chan struct{})}
 	d.cfg = server.Defaults()
 	d.cfg.DataDir = filepath.Join(o.data, "manager")
-	d.cfg.HTTP.Listen, d.cfg.MQTT.Listen = o.listen, o.mqttListen
+	d.cfg.HTTP.Listen, d.cfg.MQTT.Listen = d.lastAddr("http", o.listen), d.lastAddr("mqtt", o.mqttListen)
 	// A demo is watched: what takes a minute in the field takes seconds here.
 	d.cfg.Devices.Grace = config.Duration(5 * time.Second)
 	d.cfg.Devices.KeepAlive = config.Duration(20 * time.Second)
@@ -119,6 +120,9 @@ func (d *demo) run(ctx context.Context) error {
 }
 
 func (d *demo) bringUp(ctx context.Context, g *errgroup.Group) (err error) {
+	if err := d.keepAddrs(); err != nil {
+		return err
+	}
 	if d.api, err = client.Connect(d.manager.URL(), server.CAFile(d.cfg), d.token); err != nil {
 		return err
 	}
@@ -141,6 +145,31 @@ func (d *demo) bringUp(ctx context.Context, g *errgroup.Group) (err error) {
 	}
 	return nil
 }
+
+// lastAddr is the address that a kept demo had when it last ran, if a free port
+// is asked for: its agents know the manager by the address they enrolled at.
+func (d *demo) lastAddr(door, asked string) string {
+	host, port, err := net.SplitHostPort(asked)
+	if err != nil || port != "0" {
+		return asked
+	}
+	b, err := os.ReadFile(d.addrFile(door))
+	if last, _, splitErr := net.SplitHostPort(string(b)); err != nil || splitErr != nil || last != host {
+		return asked
+	}
+	return string(b)
+}
+
+func (d *demo) keepAddrs() error {
+	for door, addr := range map[string]string{"http": strings.TrimPrefix(d.manager.URL(), "https://"), "mqtt": d.manager.MQTTAddr()} {
+		if err := os.WriteFile(d.addrFile(door), []byte(addr), 0o600); err != nil {
+			return fmt.Errorf("keep the addresses for the next start: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *demo) addrFile(door string) string { return filepath.Join(d.opts.data, door+"-address") }
 
 func (d *demo) agent(h *vcsim.Host) (*agent.Agent, error) {
 	log := d.log.With("host", h.Name())
