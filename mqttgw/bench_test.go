@@ -1,7 +1,10 @@
 package mqttgw
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -10,12 +13,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"pallas/mqttgw/wire"
+	"pallas/projections"
 )
 
 // BenchmarkReports sends reports of 200 devices over mutual TLS until each has
-// its receipt, that is until the log has them. Every report is news and leads
-// to an event. The metric to watch is the ratio to raw JetStream publishes, of
-// messages about as large, in the same broker and the same run.
+// its receipt, that is until the log has them, and then until the read model
+// that follows the log has them too. Every report is news and leads to an event.
+// The metric to watch is the ratio to raw JetStream publishes, of messages about
+// as large, in the same broker and the same run.
 func BenchmarkReports(b *testing.B) {
 	const devices, window = 200, 64
 	for _, batch := range []int{1, 16} {
@@ -28,6 +33,7 @@ func BenchmarkReports(b *testing.B) {
 			for i := range clients {
 				clients[i], _ = d.device().connect(wireHello())
 			}
+			visible := follow(b, d)
 			next := uint64(1)
 			b.ResetTimer()
 			b.ReportAllocs()
@@ -51,16 +57,40 @@ func BenchmarkReports(b *testing.B) {
 				next += window
 			}
 			reports := float64(next-1) * devices / time.Since(began).Seconds()
+			visible()
+			shown := float64(next-1) * devices / time.Since(began).Seconds()
 			b.StopTimer()
 			raw := rawPublishes(b, d, int(min((next-1)*devices, 300_000)))
 			b.ReportMetric(reports, "reports/s")
+			b.ReportMetric(shown, "visible/s")
 			b.ReportMetric(raw, "raw/s")
 			b.ReportMetric(reports/raw, "reports/raw")
+			b.ReportMetric(shown/raw, "visible/raw")
 			b.ReportMetric(0, "ns/op")
 			if got := d.refusals("overload") + d.refusals("flood") + d.refusals("gap"); got > 0 {
 				b.Errorf("%d packets were dropped", got)
 			}
 		})
+	}
+}
+
+// follow runs a read model beside the door; visible waits until it has all of
+// the log.
+func follow(b *testing.B, d *door) (visible func()) {
+	db := must(projections.Open(b.Context(), projections.Config{
+		Path: filepath.Join(b.TempDir(), "readmodel.db"), Log: slog.New(slog.DiscardHandler),
+	}))(b)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- db.Run(ctx, d.store) }()
+	b.Cleanup(func() {
+		cancel()
+		check(b, <-done)
+		check(b, db.Close())
+	})
+	return func() {
+		last := must(d.store.Last(b.Context()))(b)
+		check(b, db.Wait(b.Context(), last))
 	}
 }
 
