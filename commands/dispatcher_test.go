@@ -188,6 +188,36 @@ func TestRepeatedCommandGetsTheFirstAnswer(t *testing.T) {
 	}
 }
 
+// The log recognises a repeat that the aggregate has forgotten.
+func TestRepeatedCommandAfterMany(t *testing.T) {
+	store := eventstest.NewMemory()
+	d, _ := dispatcher(t, store)
+	does(t, d, registerWith(nil))
+	give := func(n int) Result {
+		m := operator
+		m.CommandID = fmt.Sprint("k", n)
+		r, err := d.Do(t.Context(), RenameDevice{Device: dev, Name: fmt.Sprint("n", n)}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first := give(0)
+	for n := range maxRecent + 4 {
+		give(n + 1)
+	}
+	before := len(logOf(t, store))
+	if again := give(0); again.Position != first.Position || again.Changed {
+		t.Errorf("first %+v, again %+v", first, again)
+	}
+	if after := len(logOf(t, store)); after != before {
+		t.Errorf("%d decisions more", after-before)
+	}
+	if s, err := d.Device(t.Context(), dev); err != nil || s.Name != fmt.Sprint("n", maxRecent+4) || s.Revision != uint64(before) {
+		t.Errorf("state %+v, %v", s, err)
+	}
+}
+
 func TestCacheIsNoAuthority(t *testing.T) {
 	store := eventstest.NewMemory()
 	a, clockA := dispatcher(t, store)

@@ -24,6 +24,7 @@ import (
 type house struct {
 	t        *testing.T
 	store    *eventstest.Memory
+	before   func(events.Decision) // of an append, if set
 	commands *commands.Dispatcher
 	presence *Presence
 	tasks    *tasks
@@ -57,7 +58,7 @@ func (h *house) restart() {
 		h.stop()
 	}
 	var err error
-	if h.commands, err = commands.New(commands.Config{Store: h.store}); err != nil {
+	if h.commands, err = commands.New(commands.Config{Store: hooked{h.store, h}}); err != nil {
 		h.t.Fatal(err)
 	}
 	log := slog.New(h.logs)
@@ -77,6 +78,19 @@ func (h *house) restart() {
 		}
 	}
 	synctest.Wait()
+}
+
+// hooked is the house's log; something may come before an append.
+type hooked struct {
+	*eventstest.Memory
+	house *house
+}
+
+func (s hooked) Append(ctx context.Context, expected uint64, d events.Decision) (events.Appended, error) {
+	if f := s.house.before; f != nil {
+		f(d)
+	}
+	return s.Memory.Append(ctx, expected, d)
 }
 
 // pass lets time pass.
@@ -198,9 +212,10 @@ func (h *house) ended(id events.DeviceID) (events.Record, bool) {
 // door notes what it is asked for. It has no devices: what they do, the tests
 // do.
 type door struct {
-	mu    sync.Mutex
-	calls []call
-	err   error
+	mu     sync.Mutex
+	calls  []call
+	err    error
+	during func() // a push of tasks, if set
 }
 
 type call struct {
@@ -222,6 +237,9 @@ func (d *door) PushTasks(_ context.Context, id events.DeviceID, tasks []commands
 	c := call{What: "tasks", Device: id}
 	for _, t := range tasks {
 		c.Tasks = append(c.Tasks, t.ID)
+	}
+	if d.during != nil {
+		d.during()
 	}
 	return d.note(c)
 }

@@ -1,6 +1,7 @@
 package reactors
 
 import (
+	"context"
 	"runtime"
 	"slices"
 	"testing"
@@ -129,6 +130,65 @@ func TestCancelIsPushedUntilTheEnd(t *testing.T) {
 	})
 }
 
+// A task that is accepted at the very moment of its expiry is not forgotten.
+func TestTaskIsAcceptedAtItsDeadline(t *testing.T) {
+	inHouse(t, func(h *house) {
+		id := h.device()
+		asked := time.Now()
+		task := h.request(id)
+		other, err := commands.New(commands.Config{Store: h.store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.before = func(d events.Decision) {
+			if _, ok := d.Entries[0].Event.(events.TaskExpired); ok && time.Since(asked) < 2*time.Hour {
+				if _, err := other.Do(context.Background(), commands.ReportTasks{
+					Device: id, Epoch: 1, Facts: []commands.TaskFact{{Seq: 3, Task: task, Status: events.TaskStatusAccepted}},
+				}, operator); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		h.pass(2 * time.Hour)
+		if end, ok := h.ended(id); ok {
+			t.Errorf("it ended although it was accepted: %v", end)
+		}
+		h.pass(24 * time.Hour)
+		if end, ok := h.ended(id); !ok || !end.Time.Equal(asked.Add(25*time.Hour)) {
+			t.Errorf("end %v", end)
+		}
+	})
+}
+
+// A task that comes while another one is being pushed does not wait for the
+// other's repeat.
+func TestTaskComesDuringAPush(t *testing.T) {
+	inHouse(t, func(h *house) {
+		id := h.device()
+		h.connect(id, 1)
+		once := true
+		h.door.during = func() {
+			if !once {
+				return
+			}
+			once = false
+			if _, err := h.commands.Do(context.Background(), commands.RequestTask{
+				Device: id, Task: events.TaskID(events.NewID()), Kind: events.TaskVMPowerOff, VM: web, Deadline: time.Now().Add(time.Hour),
+			}, operator); err != nil {
+				t.Error(err)
+			}
+			h.tasks.look(id)
+		}
+		asked := time.Now()
+		h.request(id)
+		h.pass(time.Second)
+		calls := h.door.take()
+		if last := calls[len(calls)-1]; len(last.Tasks) != 2 || !last.At.Equal(asked) {
+			t.Errorf("calls %v, want both tasks at once", calls)
+		}
+	})
+}
+
 func TestTasksAfterARestart(t *testing.T) {
 	for name, model := range map[string]func(*house) ReadModel{
 		"up to date": func(h *house) ReadModel { return replayed{h.store} },
@@ -198,6 +258,7 @@ func TestRetiredDeviceLosesEverything(t *testing.T) {
 		h.do(commands.RequestTask{Device: id, Task: waiting, Kind: events.TaskVMPowerOff, VM: web, Deadline: time.Now().Add(time.Hour)})
 		h.door.take()
 		h.door.fail(errTest)
+		sold := time.Now()
 		h.do(commands.RetireDevice{Device: id, Reason: "sold"})
 		h.pass(10 * time.Second)
 		h.door.fail(nil)
@@ -215,6 +276,9 @@ func TestRetiredDeviceLosesEverything(t *testing.T) {
 		ends := map[events.TaskID]string{}
 		for _, r := range h.happened(id, "TaskFailed", "TaskCancelled") {
 			ends[events.TaskID(r.Cause)] = r.Entries[0].Event.Type()
+			if !r.Time.Equal(sold) {
+				t.Errorf("task %s ended %s after the retirement", r.Cause, r.Time.Sub(sold))
+			}
 		}
 		if len(ends) != 2 || ends[accepted] != "TaskFailed" || ends[waiting] != "TaskCancelled" {
 			t.Errorf("ends %v", ends)
