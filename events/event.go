@@ -40,11 +40,16 @@ type Report struct {
 // "system:<part>".
 type Actor string
 
-// UserActor, TokenActor, DeviceActor and SystemActor build the four kinds of
-// actor.
-func UserActor(id string) Actor     { return Actor("user:" + id) }
-func TokenActor(id TokenID) Actor   { return Actor("token:" + id) }
+// UserActor is a person.
+func UserActor(id string) Actor { return Actor("user:" + id) }
+
+// TokenActor is who holds a join token.
+func TokenActor(id TokenID) Actor { return Actor("token:" + id) }
+
+// DeviceActor is a device, by its certificate.
 func DeviceActor(id DeviceID) Actor { return Actor("device:" + id) }
+
+// SystemActor is a part of the manager itself.
 func SystemActor(part string) Actor { return Actor("system:" + part) }
 
 // Entry is one event within a decision.

@@ -80,7 +80,7 @@ var errSubject = errors.New("does not belong to this kind of aggregate")
 func (w *writer) event(at now, s events.Subject, e events.Event) error {
 	kind, device := s.Kind(), s.Device()
 	token := events.TokenID(s.Key())
-	want := ""
+	var want string
 	var err error
 	switch e := e.(type) {
 	case events.DeviceRegistered:

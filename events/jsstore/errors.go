@@ -39,7 +39,7 @@ func translate(err error) error {
 		// that is gone: whether the request was carried out is not known.
 		return fmt.Errorf("%w: %w", events.ErrUnavailable, err)
 	}
-	switch api.ErrorCode {
+	switch api.ErrorCode { //nolint:exhaustive // the others say nothing that a caller could act on
 	case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
 		return fmt.Errorf("%w: %w", events.ErrConflict, err)
 	case codeStoreFailed, codeAccountResourcesExceeded, codeInsufficientResources, codeStorageResourcesExceeded:

@@ -53,7 +53,7 @@ func TestTranslate(t *testing.T) {
 			t.Errorf("%s: %v hides the cause %v", c.name, got, c.err)
 		}
 		for _, kind := range kinds {
-			if errors.Is(got, kind) != (kind == c.want) {
+			if errors.Is(got, kind) != (kind == c.want) { //nolint:errorlint // the sentinel itself
 				t.Errorf("%s: %v; want %v", c.name, got, c.want)
 			}
 		}

@@ -202,7 +202,7 @@ func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQue
 	defer func() {
 		cancel()
 		if !ended {
-			<-done
+			<-done //nolint:errcheck // it was given up
 		}
 	}()
 

@@ -30,9 +30,8 @@ const maxClock = time.Minute
 // Check implements [hypervisor.Driver].
 func (d *Driver) Check(ctx context.Context) []hypervisor.CheckResult {
 	var out []hypervisor.CheckResult
-	line := func(name string, ok bool, format string, args ...any) bool {
+	line := func(name string, ok bool, format string, args ...any) {
 		out = append(out, hypervisor.CheckResult{Name: name, OK: ok, Detail: fmt.Sprintf(format, args...)})
-		return ok
 	}
 	chain, err := d.handshake(ctx)
 	if err != nil {

@@ -136,7 +136,8 @@ func TestObserveMapsEverything(t *testing.T) {
 			Name: "pos", CPUs: 4, MemoryMiB: 8192, GuestID: "windows2019srv_64Guest", DiskGiB: []int64{80, 200},
 			Networks: []string{"Store", "Cameras"}, IPs: []string{"10.0.0.7", "fe80::1", "192.168.3.4", "10.0.0.7"}, On: true,
 		},
-		{Name: "off"}, {Name: "bare", NoTools: true, On: true},
+		{Name: "off"},
+		{Name: "bare", NoTools: true, On: true},
 	}})
 	d := open(t, config(t, h))
 	must(t, h.SetFree(t.Context(), "backup", 1234567890123))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -109,7 +110,7 @@ func (d *Driver) LoadID(ctx context.Context) (string, error) {
 				id = strings.TrimSpace(string(b))
 				return nil
 			}
-			if err != statusError(http.StatusNotFound) {
+			if !errors.Is(err, statusError(http.StatusNotFound)) {
 				last = fmt.Errorf("datastore %s: %w", ds.name, fileError(err))
 			}
 		}
@@ -139,8 +140,8 @@ func (d *Driver) SaveID(ctx context.Context, id string) error {
 
 // fileError gives the file service's refusals their meaning.
 func fileError(err error) error {
-	status, ok := err.(statusError)
-	if !ok {
+	var status statusError
+	if !errors.As(err, &status) {
 		return err
 	}
 	code := wire.CodeHost

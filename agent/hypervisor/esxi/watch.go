@@ -32,7 +32,7 @@ func (d *Driver) Watch(ctx context.Context, changed func()) error {
 		})
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // to be stopped is no error
 		case told && isFault[*types.NotAuthenticated](err):
 			continue // dropped again, after it worked
 		}

@@ -164,7 +164,7 @@ func (h *Host) start() error {
 func (h *Host) connect(ctx context.Context) error {
 	u := &url.URL{Scheme: "https", Host: h.addr, Path: "/sdk"}
 	sc := soap.NewClient(u, false)
-	sc.Client.Transport = inside{h}
+	sc.Transport = inside{h}
 	var err error
 	if h.vim, err = vim25.NewClient(ctx, sc); err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 
 // hardware is a machine that one finds at the edge.
 type hardware struct {
-	vendor, model, serialKey   string
+	vendor, model              string
 	cpu                        string
 	sockets, cores, threads    int16
 	mhz                        int32

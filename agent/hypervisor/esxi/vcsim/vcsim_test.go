@@ -313,9 +313,9 @@ func TestWaitEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { errs <- wait(ctx, func([]types.PropertyChange) bool { cancel(); return false }) }()
 	<-ctx.Done()
-	<-errs
+	<-errs //nolint:errcheck // the wait was given up
 	h.Close()
-	<-errs
+	<-errs //nolint:errcheck // the host is gone
 	c.DefaultTransport().CloseIdleConnections()
 	deadline := time.NewTimer(10 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
