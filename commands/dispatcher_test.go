@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -220,7 +221,7 @@ func TestRepeatedCommandAfterMany(t *testing.T) {
 
 func TestCacheIsNoAuthority(t *testing.T) {
 	store := eventstest.NewMemory()
-	a, clockA := dispatcher(t, store)
+	a, _ := dispatcher(t, store)
 	b, _ := dispatcher(t, store)
 	does(t, a, registerWith(nil))
 	if _, err := a.Do(t.Context(), report(1, host(true, "")), operator); KindOf(err) != KindDenied {
@@ -249,12 +250,32 @@ func TestCacheIsNoAuthority(t *testing.T) {
 	does(t, b, RetireDevice{Device: dev})
 	request := RequestTask{Device: dev, Task: task1, Kind: events.TaskVMPowerOn, VM: web, Deadline: t0.Add(time.Hour)}
 	var e *Error
-	if _, err := a.Do(t.Context(), request, operator); !errors.As(err, &e) || e.Code != CodeRetired {
+	slow := operator
+	slow.Time = t0.Add(-time.Second) // the request was long under way
+	if _, err := a.Do(t.Context(), request, slow); !errors.As(err, &e) || e.Code != CodeRetired {
 		t.Errorf("task for a device that another manager retired: %v", err)
 	}
-	// Reports ask the log about the device at intervals only.
-	clockA.advance(trustFor)
-	if _, err := a.Do(t.Context(), report(3, host(false, "")), operator); KindOf(err) != KindDenied {
+}
+
+// Reports ask the log about their device at intervals only, but never refuse
+// one for what another manager has changed.
+func TestReportsTrustTheDevice(t *testing.T) {
+	store := eventstest.NewMemory()
+	a, clockA := dispatcher(t, store)
+	b, _ := dispatcher(t, store)
+	does(t, a, registerWith(nil)) // pending, as a knows it
+	does(t, b, ApproveDevice{Device: dev})
+	if r := does(t, a, report(1, host(true, ""))); !r.Changed {
+		t.Errorf("report after the approval: %+v", r)
+	}
+	does(t, b, RetireDevice{Device: dev})
+	clockA.advance(trustFor - time.Second)
+	if r := does(t, a, report(2, host(false, ""))); !r.Changed {
+		t.Errorf("report on trust: %+v", r)
+	}
+	clockA.advance(time.Second)
+	var e *Error
+	if _, err := a.Do(t.Context(), report(3, host(true, "")), operator); !errors.As(err, &e) || e.Code != CodeRetired {
 		t.Errorf("report of a device that another manager retired: %v", err)
 	}
 }
@@ -287,15 +308,19 @@ func TestReadsAreCopies(t *testing.T) {
 		}
 		return a
 	}
-	want, got := read(), read()
+	want, err := json.Marshal(read()) // a copy for sure
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := read()
 	got.Device.Labels["site"], got.Device.Certificates[0].Serial = "x", "x"
 	got.Inventory.Host.Networks[0].ID = "x"
 	got.Inventory.VMs[db].IPs[0] = "x"
 	delete(got.Inventory.VMs, web)
 	clear(got.Tasks.Tasks)
 	got.Token.Labels["a"], got.Token.Used[0] = "x", "x"
-	if diff := cmp.Diff(want, read()); diff != "" {
-		t.Errorf("changing what was read changed the state:\n%s", diff)
+	if now, err := json.Marshal(read()); err != nil || string(now) != string(want) {
+		t.Errorf("changing what was read changed the state: %v\n%s", err, cmp.Diff(string(want), string(now)))
 	}
 	c := report(5, events.VMObserved{VM: vmOf("vm-3", events.PowerOn)})
 	ips := []string{"10.0.0.9"}
