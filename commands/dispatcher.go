@@ -161,10 +161,11 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 			// or an earlier call with the same command id did all this.
 			return a.repeated(e), nil
 		}
-		states, err := a.states(ctx, e)
+		states, othersConfirmed, err := a.states(ctx, e)
 		if err != nil {
 			return Result{}, err
 		}
+		confirmed = confirmed && othersConfirmed
 		out, err := Decide(a.command, states, a.decision.Time)
 		if (err != nil || len(out.Entries) == 0) && !confirmed {
 			// Nothing to append, so the log would not find out that the state
@@ -264,38 +265,44 @@ func (a *attempt) again(ctx context.Context, reason string, count *int, limit in
 	}
 }
 
-// states gathers what the command is decided on.
-func (a *attempt) states(ctx context.Context, own *entry) (States, error) {
-	var s States
+// states gathers what the command is decided on, and says whether the log
+// confirmed the states of other aggregates just now.
+func (a *attempt) states(ctx context.Context, own *entry) (s States, confirmed bool, err error) {
 	s.set(own.state)
-	var err error
+	confirmed = true
+	add := func(subject events.Subject, maxAge time.Duration) {
+		if err == nil {
+			var now bool
+			now, err = a.other(ctx, &s, subject, maxAge)
+			confirmed = confirmed && now
+		}
+	}
 	switch c := a.command.(type) {
 	case RequestTask:
-		err = errors.Join(
-			a.other(ctx, &s, events.DeviceSubject(c.Device), 0),
-			a.other(ctx, &s, events.InventorySubject(c.Device), 0),
-		)
+		add(events.DeviceSubject(c.Device), 0)
+		add(events.InventorySubject(c.Device), 0)
 	case ReportInventory:
-		err = a.other(ctx, &s, events.DeviceSubject(c.Device), trustFor)
+		add(events.DeviceSubject(c.Device), trustFor)
 	case ReportTasks:
-		err = a.other(ctx, &s, events.DeviceSubject(c.Device), trustFor)
+		add(events.DeviceSubject(c.Device), trustFor)
 	default:
 	}
-	return s, err
+	return s, confirmed, err
 }
 
 // other adds the state of another aggregate, confirmed by the log at most
-// maxAge ago; 0 means now.
-func (a *attempt) other(ctx context.Context, s *States, subject events.Subject, maxAge time.Duration) error {
+// maxAge ago; 0 means now. It says whether that was now.
+func (a *attempt) other(ctx context.Context, s *States, subject events.Subject, maxAge time.Duration) (bool, error) {
 	e, checked := a.cache.share(subject)
-	if e == nil || a.fresh || maxAge == 0 || a.decision.Time.Sub(checked) >= maxAge {
+	now := e == nil || a.fresh || maxAge == 0 || a.decision.Time.Sub(checked) >= maxAge
+	if now {
 		var err error
 		if e, err = a.refresh(ctx, subject, nil); err != nil {
-			return err
+			return false, err
 		}
 	}
 	s.set(e.state)
-	return nil
+	return now, nil
 }
 
 func (s *States) set(f folded) {
