@@ -29,9 +29,13 @@ type Config struct {
 	// Replicas is the number of servers that keep the log, 1 to 5; 0 means 1.
 	Replicas int
 	// MaxBytes is the size at which the log refuses to grow; 0 means no limit
-	// but the disk's. A disk that runs full stops the stream until the server
-	// is restarted, so set a limit below it.
+	// of its own.
 	MaxBytes int64
+	// Room is asked before each append, and says with an error that there is
+	// no room for another decision: [events.ErrNoSpace]. A server that runs
+	// into a full disk stops the stream until it is restarted, so whoever knows
+	// the disk must speak up before. nil means that nobody knows.
+	Room func() error
 	// MustExist refuses to make a new log: one that is gone or that the server
 	// cannot read must not be taken for an empty one.
 	MustExist bool
@@ -49,6 +53,7 @@ type Store struct {
 	conn   *nats.Conn
 	js     jetstream.JetStream
 	stream jetstream.Stream
+	room   func() error
 	log    *slog.Logger
 }
 
@@ -69,6 +74,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Room == nil {
+		c.Room = func() error { return nil }
+	}
 	js, err := jetstream.New(c.Conn)
 	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
@@ -77,7 +85,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open event log: %w", err)
 	}
-	return &Store{conn: c.Conn, js: js, stream: stream, log: c.Log}, nil
+	return &Store{conn: c.Conn, js: js, stream: stream, room: c.Room, log: c.Log}, nil
 }
 
 // Append implements [events.Store].
@@ -97,6 +105,9 @@ func (s *Store) Append(ctx context.Context, expected uint64, d events.Decision) 
 	}
 	if err := ctx.Err(); err != nil {
 		return events.Appended{}, fmt.Errorf("append to %s: %w", d.Subject, err)
+	}
+	if err := s.room(); err != nil {
+		return events.Appended{}, fmt.Errorf("append to %s: %w: %w", d.Subject, events.ErrNoSpace, err)
 	}
 	a, err := s.publish(ctx, expected, d, data)
 	if errors.Is(err, events.ErrConflict) {

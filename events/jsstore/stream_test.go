@@ -302,6 +302,24 @@ func TestFull(t *testing.T) {
 			t.Errorf("%d records can be read from the full log, %d were taken", n, full)
 		}
 	})
+	t.Run("no room on the disk", func(t *testing.T) {
+		srv, _ := serve(t, t.TempDir())
+		var room error
+		s, err := jsstore.Open(t.Context(), jsstore.Config{Conn: connect(t, srv), Room: func() error { return room }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, s, 0, decide("first"))
+		room = errors.New("1 MiB free")
+		if _, err := s.Append(t.Context(), 1, decide("refused")); !errors.Is(err, events.ErrNoSpace) || !errors.Is(err, room) {
+			t.Errorf("append without room: %v, want ErrNoSpace and why", err)
+		}
+		if n := count(t, s); n != 1 {
+			t.Errorf("%d records, want 1", n)
+		}
+		room = nil
+		mustAppend(t, s, 1, decide("second"))
+	})
 	t.Run("message too large", func(t *testing.T) {
 		srv, _ := serve(t, t.TempDir())
 		s := open(t, connect(t, srv))

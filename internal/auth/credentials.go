@@ -25,8 +25,9 @@ var ErrExists = errors.New("credential exists already")
 
 // Credentials is the store of hashed secrets.
 type Credentials struct {
-	kv  jetstream.KeyValue
-	now func() time.Time
+	kv   jetstream.KeyValue
+	room func() error
+	now  func() time.Time
 }
 
 type record struct {
@@ -42,8 +43,10 @@ type User struct {
 	Actor events.Actor
 }
 
-// Open binds to the bucket, and makes it when it does not exist.
-func Open(ctx context.Context, js jetstream.JetStream, replicas int) (*Credentials, error) {
+// Open binds to the bucket, and makes it when it does not exist. room is asked
+// before a credential is stored, and says with an error that there is no room:
+// [events.ErrNoSpace]; nil means that there always is.
+func Open(ctx context.Context, js jetstream.JetStream, replicas int, room func() error) (*Credentials, error) {
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: Bucket, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
 		Description: "hashed secrets; purgeable",
@@ -51,7 +54,10 @@ func Open(ctx context.Context, js jetstream.JetStream, replicas int) (*Credentia
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", Bucket, err)
 	}
-	return &Credentials{kv: kv, now: time.Now}, nil
+	if room == nil {
+		room = func() error { return nil }
+	}
+	return &Credentials{kv: kv, room: room, now: time.Now}, nil
 }
 
 // Authenticate returns whom an API token stands for, or ErrDenied.
@@ -109,6 +115,9 @@ func apiKey(id string) string          { return "api." + id }
 func joinKey(id events.TokenID) string { return "join." + string(id) }
 
 func (c *Credentials) put(ctx context.Context, key, secret, user string) error {
+	if err := c.room(); err != nil {
+		return fmt.Errorf("store credential: %w: %w", events.ErrNoSpace, err)
+	}
 	b, err := json.Marshal(record{Hash: hash(secret), User: user, Created: c.now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return fmt.Errorf("encode credential: %w", err)

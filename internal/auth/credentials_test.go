@@ -38,7 +38,7 @@ func open(t *testing.T) (*auth.Credentials, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := auth.Open(t.Context(), js, 1)
+	c, err := auth.Open(t.Context(), js, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func start(t *testing.T, opts ...option) *manager {
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	must(t, err)
-	creds, err := auth.Open(t.Context(), js, 1)
+	creds, err := auth.Open(t.Context(), js, 1, nil)
 	must(t, err)
 	token, err := creds.CreateToken(t.Context(), "admin")
 	must(t, err)

@@ -49,9 +49,12 @@ type EventsConfig struct {
 	// A receipt to a device waits for it, so a power cut loses no receipted
 	// report. An answer to an HTTP client does not wait unless it is 0.
 	Sync config.Duration `yaml:"sync"`
-	// MaxBytes bounds the log; 0 means the disk does. A full log refuses
+	// MaxBytes bounds the log; 0 means MinFree alone does. A full log refuses
 	// writes, it never drops events.
 	MaxBytes int64 `yaml:"max_bytes"`
+	// MinFree is how many bytes must be free on the disk of DataDir: with less
+	// the manager refuses writes and is not ready.
+	MinFree int64 `yaml:"min_free"`
 }
 
 // DevicesConfig is for the sessions of devices.
@@ -79,7 +82,7 @@ func Defaults() Config {
 	return Config{
 		HTTP:   HTTPConfig{Listen: ":8443"},
 		MQTT:   MQTTConfig{Listen: ":8883"},
-		Events: EventsConfig{Sync: config.Duration(time.Second)},
+		Events: EventsConfig{Sync: config.Duration(time.Second), MinFree: 256 << 20},
 		Devices: DevicesConfig{
 			Grace:           config.Duration(time.Minute),
 			KeepAlive:       config.Duration(4 * time.Minute),
@@ -130,6 +133,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Events.MaxBytes < 0:
 		return fmt.Errorf("events.max_bytes: %d is negative", c.Events.MaxBytes)
+	case c.Events.MinFree < 16<<20:
+		return fmt.Errorf("events.min_free: %d is too little, want at least %d (16 MiB): what is under way needs it", c.Events.MinFree, 16<<20)
 	case c.Devices.Window < 1 || c.Devices.Window > 1<<16:
 		return fmt.Errorf("devices.window: %d is out of range, want 1 to 65536", c.Devices.Window)
 	}

@@ -93,7 +93,7 @@ func firstRecords(ctx context.Context, cfg Config, log *slog.Logger) (string, er
 	if _, err := jsstore.Open(ctx, jsstore.Config{Conn: nc, MaxBytes: cfg.Events.MaxBytes, Log: log}); err != nil {
 		return "", err
 	}
-	creds, err := auth.Open(ctx, js, 1)
+	creds, err := auth.Open(ctx, js, 1, nil)
 	if err != nil {
 		return "", err
 	}

@@ -37,12 +37,8 @@ import (
 	"pallas/projections/queryhttp"
 )
 
-// What /readyz asks for: how many decisions the read model may be behind, and
-// how much of the disk must be free.
-const (
-	maxLag  = 10_000
-	minFree = 256 << 20
-)
+// maxLag is how many decisions the read model may be behind for /readyz.
+const maxLag = 10_000
 
 // shutdownTimeout is how long requests under way may take to end.
 const shutdownTimeout = 5 * time.Second
@@ -51,6 +47,7 @@ const shutdownTimeout = 5 * time.Second
 type Server struct {
 	cfg   Config
 	log   *slog.Logger
+	disk  httpapi.Check // that there is room for writes
 	ready chan struct{}
 
 	// What follows is set by Run before ready is closed.
@@ -71,7 +68,7 @@ func New(cfg Config, log *slog.Logger) (*Server, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, log: log, ready: make(chan struct{})}, nil
+	return &Server{cfg: cfg, log: log, disk: httpapi.DiskCheck(cfg.DataDir, uint64(cfg.Events.MinFree)), ready: make(chan struct{})}, nil
 }
 
 // Ready is closed when the API and the device door answer.
@@ -129,14 +126,14 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, MustExist: true, Log: s.log}); err != nil {
+	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, Room: s.room, MustExist: true, Log: s.log}); err != nil {
 		return err
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {
 		return fmt.Errorf("connect to the store: %w", err)
 	}
-	if s.creds, err = auth.Open(ctx, js, 1); err != nil {
+	if s.creds, err = auth.Open(ctx, js, 1, s.room); err != nil {
 		return err
 	}
 
@@ -204,6 +201,13 @@ func (s *Server) project(ctx context.Context) error {
 	return err
 }
 
+// room says whether the disk has room for writes. It stops them while there is
+// enough left for what is under way: the store does not survive a full disk.
+func (s *Server) room() error {
+	_, err := s.disk.Run(context.Background())
+	return err
+}
+
 func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, LogBytes: s.store.Bytes, Version: version.String()})
 	if err != nil {
@@ -217,7 +221,7 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 	}
 	return httpapi.New(httpapi.Config{
 		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry,
-		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), httpapi.DiskCheck(s.cfg.DataDir, minFree)},
+		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), s.disk},
 		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{
 				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),

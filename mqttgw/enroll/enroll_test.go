@@ -105,7 +105,7 @@ func startManager(t *testing.T, change ...func(*enroll.Config)) *manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	creds, err := auth.Open(t.Context(), js, 1)
+	creds, err := auth.Open(t.Context(), js, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,47 @@
+package server_test
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"testing"
+	"time"
+
+	"pallas/internal/client"
+	"pallas/internal/server"
+	"pallas/internal/servertest"
+)
+
+// TestNoRoom starts a manager on a disk with less room than it wants: writes
+// are refused as what they are, at once, and nothing else suffers. After a
+// start with room they work.
+func TestNoRoom(t *testing.T) {
+	m := servertest.New(t, func(c *server.Config) { c.Events.MinFree = math.MaxInt64 })
+	m.Run()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	status := func(r interface{ StatusCode() int }, err error) int {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.StatusCode()
+	}
+	key := "again"
+	create := func() int {
+		r, err := m.API.CreateJoinTokenWithResponse(ctx, &client.CreateJoinTokenParams{IdempotencyKey: &key}, client.CreateJoinToken{})
+		return status(r, err)
+	}
+	if got := create(); got != http.StatusInsufficientStorage {
+		t.Errorf("write: %d, want 507", got)
+	}
+	if got := status(m.API.ListDevicesWithResponse(ctx, nil)); got != http.StatusOK {
+		t.Errorf("read: %d, want 200", got)
+	}
+	m.Stop()
+	m.Config.Events.MinFree = server.Defaults().Events.MinFree
+	m.Run()
+	if got := create(); got != http.StatusCreated {
+		t.Errorf("the same write with room: %d, want 201", got)
+	}
+}
