@@ -194,6 +194,9 @@ func (m *Manager) Log() string {
 	return string(b)
 }
 
+// Pid is the process id of a spawned manager.
+func (m *Manager) Pid() int { return m.cmd.Process.Pid }
+
 // Kill ends a spawned manager with SIGKILL and waits until it is gone.
 func (m *Manager) Kill() {
 	m.t.Helper()
