@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,7 @@ import (
 type house struct {
 	t        *testing.T
 	store    *eventstest.Memory
-	before   func(events.Decision) // of an append, if set
+	before   atomic.Value // of func(events.Decision): comes before an append
 	commands *commands.Dispatcher
 	presence *Presence
 	tasks    *tasks
@@ -87,7 +88,7 @@ type hooked struct {
 }
 
 func (s hooked) Append(ctx context.Context, expected uint64, d events.Decision) (events.Appended, error) {
-	if f := s.house.before; f != nil {
+	if f, ok := s.house.before.Load().(func(events.Decision)); ok {
 		f(d)
 	}
 	return s.Memory.Append(ctx, expected, d)
@@ -215,7 +216,7 @@ type door struct {
 	mu     sync.Mutex
 	calls  []call
 	err    error
-	during func() // a push of tasks, if set
+	during func() // the next push of tasks, if set
 }
 
 type call struct {
@@ -238,10 +239,15 @@ func (d *door) PushTasks(_ context.Context, id events.DeviceID, tasks []commands
 	for _, t := range tasks {
 		c.Tasks = append(c.Tasks, t.ID)
 	}
-	if d.during != nil {
-		d.during()
+	err := d.note(c)
+	d.mu.Lock()
+	during := d.during
+	d.during = nil
+	d.mu.Unlock()
+	if during != nil {
+		during()
 	}
-	return d.note(c)
+	return err
 }
 
 func (d *door) PushCancel(_ context.Context, id events.DeviceID, task events.TaskID) error {

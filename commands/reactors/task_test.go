@@ -140,7 +140,7 @@ func TestTaskIsAcceptedAtItsDeadline(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.before = func(d events.Decision) {
+		h.before.Store(func(d events.Decision) {
 			if _, ok := d.Entries[0].Event.(events.TaskExpired); ok && time.Since(asked) < 2*time.Hour {
 				if _, err := other.Do(context.Background(), commands.ReportTasks{
 					Device: id, Epoch: 1, Facts: []commands.TaskFact{{Seq: 3, Task: task, Status: events.TaskStatusAccepted}},
@@ -148,7 +148,7 @@ func TestTaskIsAcceptedAtItsDeadline(t *testing.T) {
 					t.Error(err)
 				}
 			}
-		}
+		})
 		h.pass(2 * time.Hour)
 		if end, ok := h.ended(id); ok {
 			t.Errorf("it ended although it was accepted: %v", end)
@@ -166,12 +166,8 @@ func TestTaskComesDuringAPush(t *testing.T) {
 	inHouse(t, func(h *house) {
 		id := h.device()
 		h.connect(id, 1)
-		once := true
+		h.door.mu.Lock()
 		h.door.during = func() {
-			if !once {
-				return
-			}
-			once = false
 			if _, err := h.commands.Do(context.Background(), commands.RequestTask{
 				Device: id, Task: events.TaskID(events.NewID()), Kind: events.TaskVMPowerOff, VM: web, Deadline: time.Now().Add(time.Hour),
 			}, operator); err != nil {
@@ -179,6 +175,7 @@ func TestTaskComesDuringAPush(t *testing.T) {
 			}
 			<-time.After(time.Second) // the news arrives
 		}
+		h.door.mu.Unlock()
 		asked := time.Now()
 		h.request(id)
 		h.pass(2 * time.Second)
