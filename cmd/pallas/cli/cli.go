@@ -51,6 +51,7 @@ func (a *app) root() *cobra.Command {
 		Long:          "Manage virtualized edge devices through the API of their device manager.\n\nBegin with \"pallas login\". Exit codes and output formats are in docs/reference/cli.md.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if !slices.Contains(formats, a.output) && a.output != "" {
 				return usagef("-o %s: want one of %s", a.output, strings.Join(formats, ", "))
@@ -104,7 +105,11 @@ func group(use, short string) *cobra.Command {
 // command.
 func usageErrors(cmd *cobra.Command) {
 	check := cmd.Args
-	if check == nil {
+	switch {
+	case check != nil:
+	case cmd.Name() == "help":
+		check = cobra.ArbitraryArgs
+	default:
 		check = cobra.NoArgs
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {

@@ -201,6 +201,9 @@ func (a *app) watchEvents(n *noun[client.Event]) *cobra.Command {
 		if err != nil {
 			return untilStopped(ctx, err)
 		}
+		if _, err := s.status(ctx); err != nil { // a wrong server is told at once, not waited for
+			return untilStopped(ctx, err)
+		}
 		out := newWatchPrinter(a, n)
 		return untilStopped(ctx, s.follow(ctx, p, a.lost, func(e client.Event) error {
 			if err := out.add(e); err != nil {

@@ -22,7 +22,6 @@ func (a *app) loginCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.login(cmd.Context(), token) },
 	}
 	cmd.Flags().StringVar(&token, "token", "", "the API token; - reads it from standard input")
-	cmd.MarkFlagsMutuallyExclusive("token", "token-file")
 	return cmd
 }
 
@@ -74,9 +73,11 @@ func (a *app) login(ctx context.Context, token string) error {
 }
 
 func (a *app) loginToken(flag string) (secret, error) {
-	switch flag {
-	case "":
-	case "-":
+	switch {
+	case flag == "":
+	case a.tokenFile != "":
+		return "", usagef("want --token or --token-file, not both")
+	case flag == "-":
 		t, err := readToken(a.in)
 		if err != nil {
 			return "", usagef("--token -: %v", err)

@@ -165,6 +165,8 @@ func encodeYAML(v any) ([]byte, error) {
 		switch esc[1] {
 		case 'u', 'b', 'f', 'r':
 			return nil
+		case 't': // the encoder leaves it bare, where it means nothing
+			return []byte(" ")
 		default:
 			return esc
 		}
@@ -226,7 +228,7 @@ func (t *table) flush() error {
 		b.WriteString(t.indent)
 		for i, c := range row {
 			text := c.text
-			if code := colors[text]; t.color && c.status && code != "" {
+			if code := palette[text]; t.color && c.status && code != "" {
 				text = "\x1b[" + code + "m" + text + "\x1b[0m"
 			}
 			b.WriteString(text)
@@ -241,9 +243,9 @@ func (t *table) flush() error {
 	return err
 }
 
-// colors are those of status words: green is well, yellow waits or is
+// palette has the colours of status words: green is well, yellow waits or is
 // restricted, red is wrong. The word says it too.
-var colors = map[string]string{
+var palette = map[string]string{
 	"connected": "32", "approved": "32", "ok": "32", "on": "32", "running": "32", "succeeded": "32", "active": "32",
 	"pending": "33", "readOnly": "33", "suspended": "33", "requested": "33", "accepted": "33", "cancelled": "33", "unknown": "33",
 	"lost": "31", "denied": "31", "unreachable": "31", "failed": "31", "rejected": "31", "expired": "31",

@@ -51,7 +51,7 @@ func (a *app) statusCommand() *cobra.Command {
 				trouble = *p.Error
 			}
 			return r.block("Manager "+s.server,
-				"Version", st.Version, "Time", stamp(st.Time)+skew(st.Time.Sub(time.Now())),
+				"Version", st.Version, "Time", stamp(st.Time)+skew(time.Until(st.Time)),
 				"Devices", fmt.Sprintf("%d: %d approved, %d pending, %d retired; %d connected", d.Total, d.Approved, d.Pending, d.Retired, d.Connected),
 				"Virtual machines", fmt.Sprintf("%d: %d on", st.Vms.Total, st.Vms.On), "Open tasks", strconv.FormatInt(st.Tasks.Open, 10),
 				"Event log", fmt.Sprintf("position %d, %s", st.Log.Position, size(st.Log.Bytes>>20)),

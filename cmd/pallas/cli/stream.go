@@ -27,12 +27,11 @@ func (s stopped) Unwrap() error { return s.error }
 
 // follow hands events to handle as they happen, until handle returns an error
 // or the context ends. A stream that breaks is taken up again after the last
-// event that was handled; lost is told each time. An error before the first
-// event stream was there is returned.
+// event that was handled; lost is told each time. Who follows has asked the
+// manager something before, so one that does not answer comes back.
 func (s *session) follow(ctx context.Context, p client.StreamEventsParams, lost func(error), handle func(client.Event) error) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 15 * time.Second
-	ever := false
 	for {
 		opened, err := s.stream(ctx, &p, handle)
 		var stop stopped
@@ -41,11 +40,10 @@ func (s *session) follow(ctx context.Context, p client.StreamEventsParams, lost 
 			return stop.error
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case !ever && !opened, !transient(err):
+		case !transient(err):
 			return err
 		}
 		if opened {
-			ever = true
 			wait.Reset()
 		}
 		lost(err)
@@ -72,7 +70,7 @@ func (s *session) stream(ctx context.Context, p *client.StreamEventsParams, hand
 	defer cancel()
 	watchdog := time.AfterFunc(s.timeout, cancel)
 	defer watchdog.Stop()
-	r, err := s.api.ClientInterface.StreamEvents(within, p)
+	r, err := s.api.StreamEvents(within, p)
 	if err != nil {
 		if ctx.Err() == nil && within.Err() != nil {
 			err = context.DeadlineExceeded

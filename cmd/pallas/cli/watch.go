@@ -57,7 +57,7 @@ func watch[T any](ctx context.Context, a *app, s *session, n *noun[T], fetch lis
 	if err != nil {
 		return err
 	}
-	if err := w.show(items, true); err != nil {
+	if err := w.show(ctx, s, items, true); err != nil {
 		return err
 	}
 
@@ -90,7 +90,7 @@ func watch[T any](ctx context.Context, a *app, s *session, n *noun[T], fetch lis
 			items, err := all(ctx, s, fetch, n.window)
 			switch {
 			case err == nil:
-				if err := w.show(items, false); err != nil {
+				if err := w.show(ctx, s, items, false); err != nil {
 					return err
 				}
 			case ctx.Err() != nil || !transient(err):
@@ -124,7 +124,7 @@ type watcher[T any] struct {
 }
 
 // show prints what is different from the list before.
-func (w *watcher[T]) show(items []T, begin bool) error {
+func (w *watcher[T]) show(ctx context.Context, s *session, items []T, begin bool) error {
 	now := make(map[string]seen[T], len(items))
 	for _, item := range items {
 		text, err := encode(item, "")
@@ -148,11 +148,16 @@ func (w *watcher[T]) show(items []T, begin bool) error {
 			return err
 		}
 	}
-	for id, s := range w.seen {
-		if _, still := now[id]; !still {
-			if err := w.out.add(change[T]{"gone", s.item}); err != nil {
-				return err
-			}
+	for id, last := range w.seen {
+		if _, still := now[id]; still {
+			continue
+		}
+		item, err := w.noun.find(ctx, s, id) // it may only have left what the flags pick
+		if err != nil {
+			item = last.item
+		}
+		if err := w.out.add(change[T]{"gone", item}); err != nil {
+			return err
 		}
 	}
 	w.seen = now
