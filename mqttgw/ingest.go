@@ -124,7 +124,7 @@ func (sh *shard) unreadable(s *session, err error) {
 		code = wire.ErrorVersion
 	}
 	sh.g.broker.refuse(code)
-	sh.g.log.Info("packet refused", "device", s.id, "reason", code, "err", err)
+	sh.blame(s, "packet refused", "reason", code, "err", err)
 	sh.g.send(s.id, wire.Down{Error: &wire.Error{Code: code, Message: err.Error()}})
 }
 
@@ -463,7 +463,7 @@ func (in *intaking) synced(ctx context.Context, r wire.Report) error {
 // refuse answers one report with an error. The report counts as received.
 func (in *intaking) refuse(code, message string, seq uint64) {
 	in.sh.g.broker.refuse(code)
-	in.sh.g.log.Info("report refused", "device", in.s.id, "seq", seq, "reason", code, "detail", message)
+	in.sh.blame(in.s, "report refused", "seq", seq, "reason", code, "detail", message)
 	if in.errors++; in.errors <= maxErrors {
 		in.sh.g.send(in.s.id, wire.Down{Error: &wire.Error{Code: code, Message: message, Seq: seq}})
 	}

@@ -651,3 +651,62 @@ func TestHelloIsRepeated(t *testing.T) {
 		}
 	}
 }
+
+// A connection that came to nothing after it was noted, refused or cut before
+// the broker had its answer, must not take the session of a live one with it.
+func TestConnectionThatCameToNothing(t *testing.T) {
+	d := newDoor(t)
+	dev := d.device()
+	c, _ := dev.connect(wireHello())
+	const refused = 1 << 40
+	d.gateway.noteConn(dev.id, refused, "192.0.2.1") // as the callout does while it decides
+	c.hello(wire.Hello{})                            // in that moment
+	c.down(func(p wire.Down) bool { return p.Welcome != nil })
+	d.gateway.dropConn(dev.id, refused)
+	c.down(func(p wire.Down) bool { return p.Greet })
+	c.alive(wire.Hello{})
+	eventually(t, "the session is there", func() bool { return d.gateway.Sessions() == 1 })
+	check(t, c.conn.Close())
+	eventually(t, "presence hears of the end", func() bool {
+		calls := d.presence.of(dev.id)
+		return len(calls) == 6 && strings.HasPrefix(calls[5], "disconnected")
+	})
+	open := map[string]bool{}
+	for _, call := range d.presence.of(dev.id) {
+		word := strings.Fields(call)
+		open[word[1]] = word[0] == "connected"
+	}
+	for conn, still := range open {
+		if still {
+			t.Errorf("presence was never told that %s ended: %q", conn, d.presence.of(dev.id))
+		}
+	}
+}
+
+// What a device does wrong must not fill the disk with lines about it.
+func TestRefusedReportsDoNotFloodTheLog(t *testing.T) {
+	d := newDoor(t)
+	dev := d.device()
+	c, _ := dev.connect(wireHello())
+	reports := make([]wire.Report, wire.MaxReports)
+	for i := range reports {
+		reports[i] = wire.Report{Seq: uint64(i + 1)} // of no kind
+	}
+	c.report(reports...)
+	c.receipt(wire.MaxReports)
+	for range 50 {
+		c.publish(wire.UpTopic(string(dev.id)), []byte("garbage"), 0, false)
+	}
+	eventually(t, "all were refused", func() bool {
+		return d.refusals(wire.ErrorUnknown) == wire.MaxReports && d.refusals(wire.ErrorMalformed) == 50
+	})
+	lines := 0
+	for line := range strings.Lines(d.logs.String()) {
+		if strings.Contains(line, "level=INFO") && strings.Contains(line, "refused") {
+			lines++
+		}
+	}
+	if lines < 1 || lines > 5 {
+		t.Errorf("%d lines about %d mistakes, want a few", lines, wire.MaxReports+50)
+	}
+}

@@ -2,6 +2,7 @@ package mqttgw
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -51,6 +52,7 @@ type session struct {
 	resentFor uint64
 	greetAt   time.Time
 	resyncAt  time.Time
+	blamedAt  time.Time // when a line of the log last blamed the device
 }
 
 // shard holds the sessions of a part of the devices. Its one worker handles
@@ -162,12 +164,12 @@ func (g *Gateway) noteConn(id events.DeviceID, conn uint64, address string) bool
 	return true
 }
 
-// dropConn takes back noteConn for a connection that was refused.
+// dropConn takes back noteConn for a connection that was refused. A Hello that
+// came on an older one meanwhile was taken for the refused one's, so this is an
+// end like any other.
 func (g *Gateway) dropConn(id events.DeviceID, conn uint64) {
 	sh := g.shard(id)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	sh.remove(id, conn)
+	sh.do(func() { sh.endConn(id, conn, "connection was refused") })
 }
 
 // remove forgets a connection, and the session with its last one. The shard's
@@ -191,15 +193,24 @@ func (sh *shard) endConn(id events.DeviceID, conn uint64, reason string) {
 	sh.mu.Lock()
 	s := sh.remove(id, conn)
 	ended := s != nil && s.greeted && s.live.Conn == conn
+	older := false
 	if ended {
 		s.greeted = false
 		if s.reason != "" {
 			reason, s.reason = s.reason, ""
 		}
+		older = len(s.conns) > 0 && s.conns[len(s.conns)-1] < conn
 	}
 	sh.mu.Unlock()
-	if ended {
-		sh.tellDisconnected(s, reason)
+	if !ended {
+		return
+	}
+	sh.tellDisconnected(s, reason)
+	if older {
+		// The newest connection came to nothing and did not take over the
+		// device's older one. That one greeted already and may have nothing to
+		// say for days.
+		sh.g.send(id, wire.Down{Greet: true})
 	}
 }
 
@@ -280,6 +291,17 @@ func (sh *shard) reconcile(ctx context.Context) {
 			}
 		})
 	}
+}
+
+// blame logs what is wrong with something that the device sent. A device may
+// send hundreds of such things a packet: one line a second tells of them, the
+// counters and the debugging log of all.
+func (sh *shard) blame(s *session, msg string, args ...any) {
+	level := slog.LevelDebug
+	if now := sh.g.now(); now.Sub(s.blamedAt) >= askAgain {
+		s.blamedAt, level = now, slog.LevelInfo
+	}
+	sh.g.log.Log(context.Background(), level, msg, append([]any{"device", s.id}, args...)...)
 }
 
 // state returns the session's flags.
