@@ -41,11 +41,13 @@ type Reporter struct {
 	reconcile atomic.Int64 // time.Duration
 	wake      chan struct{}
 
-	mu       sync.Mutex // one look at a time, so that an older one never follows a newer one
-	full     bool       // the manager wants everything
-	fullSeq  uint64     // of the end of the newest complete inventory
-	epoch    uint64     // of fullSeq
+	look     sync.Mutex // one look at a time, so that an older one never follows a newer one
 	readOnly atomic.Pointer[string]
+
+	mu      sync.Mutex // never held while the host is asked
+	full    bool       // the manager wants everything
+	fullSeq uint64     // of the end of the newest complete inventory
+	epoch   uint64     // of fullSeq
 }
 
 // New checks the configuration.
@@ -80,17 +82,38 @@ func (r *Reporter) SetReconcile(d time.Duration) {
 
 // Resync makes the next look report everything. It changes nothing while a
 // complete inventory waits among the reports from unsent on, which the manager
-// has not seen.
+// has not seen. It does not wait for a look.
 func (r *Reporter) Resync(unsent uint64) {
 	epoch, _, _ := r.c.Store.Numbers()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.full || (r.epoch == epoch && r.fullSeq >= unsent) {
-		r.mu.Unlock()
 		return
 	}
 	r.full = true
-	r.mu.Unlock()
 	r.Wake()
+}
+
+// wanted takes the wish for everything; whoever cannot fulfil it gives it back.
+func (r *Reporter) wanted() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	full := r.full
+	r.full = false
+	return full
+}
+
+func (r *Reporter) giveBack(wanted bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.full = r.full || wanted
+}
+
+// fulfilled notes where a complete inventory ends.
+func (r *Reporter) fulfilled(epoch, seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.epoch, r.fullSeq = epoch, seq
 }
 
 // Wake makes Run look at the host soon, as after the store began a new epoch.
@@ -209,8 +232,8 @@ var errStore = errors.New("agent state")
 // outbox had no room for it. The error is the host's, or wraps that of the
 // store.
 func (r *Reporter) Refresh(ctx context.Context) (more bool, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.look.Lock()
+	defer r.look.Unlock()
 	looked, cancel := context.WithTimeout(ctx, r.c.Patience)
 	defer cancel()
 	snap, err := r.c.Driver.Observe(looked)
@@ -246,28 +269,39 @@ func (r *Reporter) report(base store.Baseline, snap hypervisor.Snapshot, readOnl
 	if readOnly != "" {
 		condition = wire.Condition{Condition: wire.ConditionReadOnly, Message: readOnly}
 	}
-	full := r.full || !base.Complete
+	wanted := r.wanted()
+	full := wanted || !base.Complete
 	ch := compare(base, snap, condition, full)
 	if ch.empty() {
 		return false, nil
 	}
 	if r.c.Store.Len() >= r.c.Limit {
+		r.giveBack(wanted)
 		return true, nil // not forgotten: base stays as it is
 	}
-	var seq, epoch uint64
+	epoch, seq, err := r.write(ch, now)
+	if err != nil {
+		r.giveBack(wanted)
+		return false, err
+	}
+	if full {
+		r.fulfilled(epoch, seq)
+		r.c.Log.Info("complete inventory reported", "machines", len(snap.VMs), "seq", seq)
+	}
+	return false, nil
+}
+
+// write puts the changes into the outbox and says where they end.
+func (r *Reporter) write(ch changes, now time.Time) (epoch, seq uint64, err error) {
 	err = r.c.Store.Update(func(tx *store.Tx) (err error) {
+		epoch = tx.Epoch()
 		seq, err = ch.write(tx, now, r.c.Log)
 		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("%w: %w", errStore, err)
+		return 0, 0, fmt.Errorf("%w: %w", errStore, err)
 	}
-	if full {
-		epoch, _, _ = r.c.Store.Numbers()
-		r.full, r.fullSeq, r.epoch = false, seq, epoch
-		r.c.Log.Info("complete inventory reported", "machines", len(snap.VMs), "seq", seq)
-	}
-	return false, nil
+	return epoch, seq, nil
 }
 
 // lost reports that the host cannot be looked at, and, when the manager waits
@@ -281,25 +315,26 @@ func (r *Reporter) lost(base store.Baseline, cause error, now time.Time) error {
 		r.c.Log.Warn("host cannot be managed", "condition", condition.Condition, "error", cause)
 	}
 	var ch changes
-	full := r.full && base.Complete
+	wanted := r.wanted()
+	full := wanted && base.Complete
 	if full {
 		ch = compare(base, hypervisor.Snapshot{Host: base.Host, VMs: base.VMs}, condition, true)
-	} else if base.Condition != condition.Condition {
-		ch = changes{condition: &condition}
+	} else {
+		r.giveBack(wanted)
+		if base.Condition != condition.Condition {
+			ch = changes{condition: &condition}
+		}
 	}
 	if ch.empty() {
 		return nil
 	}
-	var seq uint64
-	if err := r.c.Store.Update(func(tx *store.Tx) (err error) {
-		seq, err = ch.write(tx, now, r.c.Log)
+	epoch, seq, err := r.write(ch, now)
+	if err != nil {
+		r.giveBack(wanted)
 		return err
-	}); err != nil {
-		return fmt.Errorf("%w: %w", errStore, err)
 	}
 	if full {
-		r.full, r.fullSeq = false, seq
-		r.epoch, _, _ = r.c.Store.Numbers()
+		r.fulfilled(epoch, seq)
 	}
 	return nil
 }

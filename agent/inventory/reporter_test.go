@@ -220,6 +220,70 @@ func TestResync(t *testing.T) {
 	}
 }
 
+// held is a host that does not answer until it is let go.
+type held struct {
+	*fake.Host
+	asked, answer chan struct{}
+}
+
+func (h held) Observe(ctx context.Context) (hypervisor.Snapshot, error) {
+	snap, err := h.Host.Observe(ctx)
+	h.asked <- struct{}{}
+	<-h.answer
+	return snap, err
+}
+
+// TestResyncDuringALook is about a manager that asks while the host is being
+// looked at. The one who asks is the line to the manager, which must not stand
+// still for as long as a host takes.
+func TestResyncDuringALook(t *testing.T) {
+	s, err := store.Open(filepath.Join(t.TempDir(), "agent.db"), store.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	h := held{fake.Sample("one", 1), make(chan struct{}), make(chan struct{})}
+	rep, err := inventory.New(inventory.Config{Driver: h, Store: s, Now: func() time.Time { return day }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(during func()) (completed bool) {
+		t.Helper()
+		_, _, before := s.Numbers()
+		done := make(chan error, 1)
+		go func() { _, err := rep.Refresh(t.Context()); done <- err }()
+		<-h.asked
+		during()
+		h.answer <- struct{}{}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		reports, err := s.Reports(before, wire.MaxReports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(reports, func(r wire.Report) bool { return r.Inventory != nil })
+	}
+	resync := func() {
+		asked := make(chan struct{})
+		go func() { _, _, next := s.Numbers(); rep.Resync(next); close(asked) }()
+		select {
+		case <-asked:
+		case <-time.After(10 * time.Second):
+			t.Error("the manager's line waits for the host")
+		}
+	}
+	if !look(func() {}) {
+		t.Error("the first look reports nothing complete")
+	}
+	if during, after := look(resync), look(func() {}); !during && !after {
+		t.Error("the manager asked for a complete inventory and does not get one")
+	}
+	if look(func() {}) {
+		t.Error("a complete inventory is reported again")
+	}
+}
+
 func TestConditions(t *testing.T) {
 	h := fake.Sample("one", 1)
 	h.SetDenied("wrong password")

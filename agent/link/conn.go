@@ -73,6 +73,16 @@ type conn struct {
 // shut closes the socket without waiting for a peer that does not read.
 func (c *conn) shut() { _ = c.NetConn().Close() }
 
+// expires is when the first of the two certificates ends that the connection
+// was made with. It is after now for whoever accepted both.
+func (c *conn) expires(own []tls.Certificate) time.Time {
+	end := c.ConnectionState().PeerCertificates[0].NotAfter
+	if len(own) > 0 && own[0].Leaf != nil && own[0].Leaf.NotAfter.Before(end) {
+		end = own[0].Leaf.NotAfter
+	}
+	return end
+}
+
 // open dials, says CONNECT and SUBSCRIBE in one go and waits for both answers.
 func (l *Link) open(ctx context.Context, keepAlive time.Duration) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)

@@ -48,6 +48,8 @@ type rig struct {
 	cancels []uuid.UUID
 	resyncs int
 	taskErr error
+
+	welcomes []wire.Welcome
 }
 
 func newRig(t *testing.T) *rig {
@@ -83,7 +85,7 @@ func newRig(t *testing.T) *rig {
 				return nil, ctx.Err()
 			}
 		},
-		Welcome: func(wire.Welcome) {},
+		Welcome: func(w wire.Welcome) { r.welcomes = append(r.welcomes, w) },
 		Tasks:   func(tasks []wire.Task) error { r.tasks = append(r.tasks, tasks...); return r.taskErr },
 		Cancel:  func(ids []uuid.UUID) error { r.cancels = append(r.cancels, ids...); return nil },
 		Resync:  func(uint64) { r.resyncs++ },
@@ -648,6 +650,27 @@ func TestEpoch(t *testing.T) {
 		p.down(wire.Down{Resend: &wire.Resend{Epoch: before, Seq: 2}})
 		if h := p.hello(); h.Epoch == before {
 			r.t.Errorf("hello %+v, want a new epoch", h)
+		}
+	})
+}
+
+// TestClockOfAManager is about a manager whose clock is wrong for a moment. The
+// device judges certificates by that clock: once it believed that its manager's
+// certificate has expired, it could never be told otherwise.
+func TestClockOfAManager(t *testing.T) {
+	bubble("years ahead", t, func(_ *testing.T, r *rig) {
+		p := r.connected()
+		p.hello()
+		good := time.Now().Add(time.Minute).Truncate(time.Second)
+		p.welcome(1, func(w *wire.Welcome) { w.Time = good })
+		p.welcome(1, func(w *wire.Welcome) { w.Time = time.Now().AddDate(50, 0, 0) })
+		r.add(1)
+		p.sent(time.Second, "1-1") // the session goes on
+		if got := r.store.Clock(); !got.Equal(good) {
+			r.t.Errorf("the device keeps %v as the newest time that is past, want %v", got, good)
+		}
+		if len(r.welcomes) != 2 || !r.welcomes[0].Time.Equal(good) || !r.welcomes[1].Time.IsZero() {
+			r.t.Errorf("times were passed on: %v", r.welcomes)
 		}
 	})
 }

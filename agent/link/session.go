@@ -289,6 +289,13 @@ func (s *session) down(d wire.Down) error {
 }
 
 func (s *session) welcome(w wire.Welcome) error {
+	if end := s.c.expires(s.l.c.TLS.Certificates); w.Time.After(end) {
+		// At that time the manager would not be talking to this device. Once
+		// believed, it could not be corrected any more: every certificate
+		// would have expired.
+		s.l.c.Log.Error("the manager's clock is wrong; its time is ignored", "manager_time", w.Time, "certificates_until", end)
+		w.Time = time.Time{}
+	}
 	if !w.Time.IsZero() {
 		if err := s.l.c.Store.SetClock(w.Time); err != nil {
 			return stored(err)

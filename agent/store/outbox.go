@@ -33,6 +33,9 @@ func (t *Tx) Report(r wire.Report) (uint64, error) {
 	return r.Seq, nil
 }
 
+// Epoch is that of the reports of this transaction.
+func (t *Tx) Epoch() uint64 { return t.state.epoch }
+
 // First is the sequence of the oldest report without a receipt.
 func (t *Tx) First() uint64 { return t.state.first }
 
