@@ -139,7 +139,11 @@ func (s *Server) Run(ctx context.Context) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.commands, err = commands.New(commands.Config{Store: s.store, Log: s.log, Registerer: registry}); err != nil {
+	snapshots, err := jsstore.OpenSnapshots(ctx, conn, 1)
+	if err != nil {
+		return err
+	}
+	if s.commands, err = commands.New(commands.Config{Store: s.store, Snapshots: snapshots, Log: s.log, Registerer: registry}); err != nil {
 		return err
 	}
 	if s.db, err = projections.Open(ctx, projections.Config{
@@ -150,14 +154,14 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.db.Close() //nolint:errcheck // disposable, and at the end
 
 	presence := reactors.NewPresence(reactors.PresenceConfig{
-		Commands: s.commands, Log: s.log, Grace: time.Duration(s.cfg.Devices.Grace),
+		Commands: s.commands, Log: s.log, Grace: time.Duration(s.cfg.Devices.Grace), StartGrace: s.cfg.Devices.startGrace(),
 	})
 	gateway, err := mqttgw.New(mqttgw.Config{
 		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Registerer: registry,
 		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
 		Settings: wire.Settings{
 			Window: s.cfg.Devices.Window, KeepAlive: seconds(s.cfg.Devices.KeepAlive),
-			Reconcile: seconds(s.cfg.Devices.Reconcile), Resend: 5000,
+			Reconcile: seconds(s.cfg.Devices.Reconcile), Resend: resend(time.Duration(s.cfg.Events.Sync)),
 		},
 	})
 	if err != nil {
@@ -324,6 +328,12 @@ func reachable(addr, host string) (string, error) {
 // receiptDelay is how old an append must be before its receipt may go out: the
 // sync interval, and as much again for the sync itself.
 func receiptDelay(sync time.Duration) time.Duration { return 2 * sync }
+
+// resend is after how many milliseconds a device sends a report again: when its
+// receipt should have come.
+func resend(sync time.Duration) int {
+	return int((5*time.Second + receiptDelay(sync)) / time.Millisecond)
+}
 
 func seconds(d config.Duration) int { return int(time.Duration(d) / time.Second) }
 
