@@ -71,6 +71,14 @@ type DevicesConfig struct {
 	CertificateLife config.Duration `yaml:"certificate_life"`
 }
 
+// startGrace is how long the devices that were connected have to come back to a
+// manager that starts. After a power cut an idle one learns that its connection
+// is gone by its next ping, waits for the answer, and tries again with pauses;
+// and all of them come at once.
+func (d DevicesConfig) startGrace() time.Duration {
+	return time.Duration(d.KeepAlive) + 2*time.Minute
+}
+
 // LogConfig is for the manager's own log on standard error.
 type LogConfig struct {
 	Level  string `yaml:"level"`  // debug, info, warn or error
