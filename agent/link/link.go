@@ -95,7 +95,7 @@ func (l *Link) Stats() Stats {
 func (l *Link) Run(ctx context.Context) error {
 	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
 	for {
-		before := l.sessions.Load()
+		before, began := l.sessions.Load(), time.Now()
 		err := l.session(ctx)
 		l.welcomed.Store(false)
 		if stopping(ctx) {
@@ -105,7 +105,8 @@ func (l *Link) Run(ctx context.Context) error {
 		if errors.As(err, &fatal) {
 			return err
 		}
-		if l.sessions.Load() > before {
+		// A session that breaks at once is no reason to hurry back.
+		if l.sessions.Load() > before && time.Since(began) >= min(steady, l.c.BackoffCap) {
 			again.Reset()
 		}
 		pause := again.Next()
@@ -116,6 +117,9 @@ func (l *Link) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// steady is how long a session lasts that was a good one.
+const steady = 10 * time.Second
 
 func stopping(ctx context.Context) bool { return ctx.Err() != nil }
 

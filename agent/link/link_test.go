@@ -654,6 +654,34 @@ func TestEpoch(t *testing.T) {
 	})
 }
 
+// A manager that welcomes and breaks off at once is in trouble, or another
+// device with the same certificate takes each other's place. Coming back every
+// second, with all the others, makes that worse.
+func TestShortSessionsBackOff(t *testing.T) {
+	bubble("welcomed and cut", t, func(_ *testing.T, r *rig) {
+		began := time.Now()
+		for range 12 {
+			p := r.connected()
+			p.hello()
+			p.welcome(1)
+			p.conn.Close()
+		}
+		if took := time.Since(began); took < 15*time.Second {
+			r.t.Errorf("12 sessions within %v", took)
+		}
+		p := r.connected()
+		p.hello()
+		p.welcome(1)
+		<-time.After(time.Minute)
+		p.conn.Close()
+		cut := time.Now()
+		r.connected()
+		if took := time.Since(cut); took > time.Second {
+			r.t.Errorf("after a good session it took %v to come back", took)
+		}
+	})
+}
+
 // TestClockOfAManager is about a manager whose clock is wrong for a moment. The
 // device judges certificates by that clock: once it believed that its manager's
 // certificate has expired, it could never be told otherwise.
