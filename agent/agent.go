@@ -29,7 +29,9 @@ type Config struct {
 	// Dir is the data folder, made if it is not there. One agent uses it.
 	Dir string
 	// Join is a join string. It is needed until the device is enrolled, and
-	// again when its certificate has expired.
+	// again when its certificate has expired. One with another token than the
+	// device enrolled with has it enrol again, keeping its id and key: for a
+	// manager whose addresses have changed, or for another manager.
 	Join string
 	// Driver talks to the host. Its owner closes it, after Run.
 	Driver hypervisor.Driver
@@ -175,14 +177,38 @@ func (a *Agent) findID(ctx context.Context) string {
 func (a *Agent) enrol(ctx context.Context, id identity.Identity, st *store.Store, log *slog.Logger) (identity.Identity, error) {
 	if id.Enrolment != nil {
 		a.clock.past(id.Enrolment.Time)
-		if a.join == nil || a.clock.Now().Before(id.Enrolment.Expires()) {
+		if good := a.clock.Now().Before(id.Enrolment.Expires()); a.join == nil || (good && id.Enrolment.IsOf(*a.join)) {
 			return id, nil
+		} else if good {
+			return a.move(ctx, id, st, log)
 		}
 		log.Warn("the device's certificate has expired; enrolling again", "expired", id.Enrolment.Expires())
 	}
 	if a.join == nil {
 		return id, errors.New("this device is not enrolled: it needs a join string of its manager")
 	}
+	return a.ask(ctx, id, st, log)
+}
+
+// moveTimeout is how long a new join string is tried at a start.
+const moveTimeout = time.Minute
+
+// move enrols again with a new join string. When that cannot be, the enrolment
+// that there is goes on: a mistake in it must not cost the device its manager.
+func (a *Agent) move(ctx context.Context, id identity.Identity, st *store.Store, log *slog.Logger) (identity.Identity, error) {
+	log.Info("a new join string was given; enrolling again", "manager", a.join.URL, "was", id.Enrolment.Manager)
+	limited, cancel := context.WithTimeout(ctx, moveTimeout)
+	defer cancel()
+	moved, err := a.ask(limited, id, st, log)
+	if err != nil && ctx.Err() == nil {
+		log.Error("cannot enrol with the new join string; going on with the enrolment that there is", "error", err)
+		return id, nil
+	}
+	return moved, err
+}
+
+// ask enrols with the join string.
+func (a *Agent) ask(ctx context.Context, id identity.Identity, st *store.Store, log *slog.Logger) (identity.Identity, error) {
 	id, err := identity.Enrol(ctx, id, identity.EnrolConfig{
 		Dir: a.c.Dir, Join: *a.join, Name: a.hostName(ctx, id.Device), Version: a.c.Version,
 		DialContext: a.c.DialContext, Now: a.clock.Now, Log: log,

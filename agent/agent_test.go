@@ -378,3 +378,53 @@ func TestStopsAtOnceWhereverItIs(t *testing.T) {
 		})
 	}
 }
+
+// A device keeps the address of the device door that it was told when it
+// enrolled. A new join string tells it another; one that is of no use must not
+// cost it the manager that it has.
+func TestNewJoinStringMovesTheDevice(t *testing.T) {
+	m := newManager(t)
+	h := fake.Sample("one", 1)
+	dir := t.TempDir()
+	moved := m.mqtt
+	m.mqtt = "127.0.0.1:1" // where nobody listens any more
+	a := start(t, m, dir, h)
+	m.until("it cannot connect", func() bool { return strings.Contains(a.log.String(), "connection to the manager lost") })
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	enrols := func() (n int) { m.set(func() { n = len(m.enrols) }); return n }
+
+	m.mqtt = moved
+	b := start(t, m, dir, h)
+	m.until("it tries the old address", func() bool { return strings.Contains(b.log.String(), "connection to the manager lost") })
+	if n := enrols(); n != 1 {
+		t.Errorf("%d enrolments with one join string", n)
+	}
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	m.token = "another.secret-of-another-join-token"
+	c := start(t, m, dir, h)
+	m.until("it is back", func() bool { return c.Stats().Connected && m.knows(h) })
+	if n := enrols(); n != 2 || c.Device() != a.Device() {
+		t.Errorf("%d enrolments, device %s was %s", n, c.Device(), a.Device())
+	}
+	if err := c.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	m.set(func() {
+		m.token = "third.secret-of-a-third-join-token"
+		m.answer = func(w http.ResponseWriter) bool {
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+	})
+	d := start(t, m, dir, h)
+	m.until("it is back all the same", func() bool { return d.Stats().Connected })
+	if s := d.log.String(); !strings.Contains(s, "going on with the enrolment that there is") || strings.Contains(s, "secret-of") {
+		t.Errorf("log: %s", s)
+	}
+}

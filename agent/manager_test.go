@@ -38,6 +38,7 @@ type manager struct {
 	ca     *pki.CA
 	conn   *nats.Conn
 	mqtt   string
+	token  string
 	https  *httptest.Server
 	enrols []wire.EnrollRequest
 
@@ -94,7 +95,7 @@ func newManager(t *testing.T) *manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &manager{t: t, ca: ca, conn: conn, news: make(chan struct{}, 1), vms: map[string]wire.VM{}, next: 1}
+	m := &manager{token: token, t: t, ca: ca, conn: conn, news: make(chan struct{}, 1), vms: map[string]wire.VM{}, next: 1}
 	m.mqtt = net.JoinHostPort("127.0.0.1", fmt.Sprint(opts.MQTT.Port))
 	if _, err := conn.Subscribe(wire.UpSubjects, m.up); err != nil {
 		t.Fatal(err)
@@ -115,7 +116,7 @@ func newManager(t *testing.T) *manager {
 const token = "tok.secret-of-the-join-token"
 
 func (m *manager) join() string {
-	return wire.Join{URL: m.https.URL, CA: m.ca.Fingerprint(), Token: token, Expires: time.Now().Add(time.Hour)}.String()
+	return wire.Join{URL: m.https.URL, CA: m.ca.Fingerprint(), Token: m.token, Expires: time.Now().Add(time.Hour)}.String()
 }
 
 func (m *manager) enrol(w http.ResponseWriter, r *http.Request) {
@@ -130,7 +131,7 @@ func (m *manager) enrol(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	csr, err := pki.ParseCSR([]byte(req.CSR))
-	if err != nil || req.Token != token {
+	if err != nil || req.Token != m.token {
 		m.t.Errorf("request %+v: %v", req, err)
 		return
 	}

@@ -138,7 +138,7 @@ func enrolOnce(ctx context.Context, client *http.Client, join wire.Join, body []
 		if err := json.Unmarshal(answer, &r); err != nil {
 			return Enrolment{}, 0, fmt.Errorf("read answer of %s: %w", join.URL, err)
 		}
-		return Enrolment{Manager: join.URL, Certificate: r.Certificate, CA: r.CA, MQTT: r.MQTT, Time: r.Time.UTC()}, 0, nil
+		return Enrolment{Manager: join.URL, JoinToken: tokenID(join), Certificate: r.Certificate, CA: r.CA, MQTT: r.MQTT, Time: r.Time.UTC()}, 0, nil
 	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
 		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
 			after = min(time.Duration(s)*time.Second, maxRetryAfter)

@@ -44,6 +44,8 @@ type Identity struct {
 type Enrolment struct {
 	// Manager is the URL that was asked.
 	Manager string `json:"manager"`
+	// JoinToken is the public id of the join token that it was asked with.
+	JoinToken string `json:"joinToken,omitempty"`
 	// Certificate and CA are PEM.
 	Certificate string `json:"certificate"`
 	CA          string `json:"ca"`
@@ -52,6 +54,19 @@ type Enrolment struct {
 	Time time.Time `json:"time"`
 
 	leaf *x509.Certificate
+}
+
+// IsOf says whether the enrolment was made with the join string, or with
+// another one of the same token.
+func (e *Enrolment) IsOf(j wire.Join) bool { return e.JoinToken == tokenID(j) }
+
+// tokenID is the public half of the join string's token.
+func tokenID(j wire.Join) string {
+	id, _, ok := strings.Cut(j.Token, ".")
+	if !ok {
+		return "" // no form that we know: it may be secret as a whole
+	}
+	return id
 }
 
 // Expires is when the certificate ends.
