@@ -81,8 +81,11 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 	// without a token, after a crash in between, opens nothing.
 	secret, err := h.cfg.Tokens.CreateJoin(ctx, c.Token)
 	switch {
-	case errors.Is(err, auth.ErrExists): // the same request is under way, or broke off here
-		return nil, keyUsed(c.Token)
+	case errors.Is(err, auth.ErrExists):
+		p := httpapi.NewProblem(httpapi.KindConflict, "a request with this Idempotency-Key is under way, or broke off before its token was issued: send another key",
+			httpapi.FieldError{Field: "header.Idempotency-Key", Message: "was used before"})
+		p.Code = "key_used"
+		return nil, p
 	case err != nil:
 		return nil, mapError(ctx, fmt.Errorf("create join secret: %w", err))
 	}
@@ -93,7 +96,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 	}
 	res, err := h.do(ctx, in.IdempotencyKey, c)
 	switch {
-	case commands.KindOf(err) != "":
+	case commands.KindOf(err) != "", errors.Is(err, events.ErrNoSpace): // nothing was written
 		return nil, mapError(ctx, errors.Join(err, h.forget(ctx, c.Token)))
 	case err != nil: // it may be in the log: the secret must stay
 		return nil, mapError(ctx, err)

@@ -204,11 +204,14 @@ func complete(oapi *huma.OpenAPI, op *huma.Operation) {
 	if public := op.Security != nil && len(op.Security) == 0; !public {
 		problem(http.StatusUnauthorized)
 	}
+	problem(http.StatusBadRequest)
 	if op.RequestBody != nil {
 		op.MaxBodyBytes = BodyLimit + 1 // huma refuses when the limit is reached
-		problem(http.StatusBadRequest)
 		problem(http.StatusRequestEntityTooLarge)
 		problem(http.StatusUnsupportedMediaType)
+	}
+	if slices.ContainsFunc(op.Parameters, func(p *huma.Param) bool { return p.Name == "If-None-Match" }) {
+		op.Responses["304"] = &huma.Response{Description: "The caller's copy is still right", Headers: op.Responses["200"].Headers}
 	}
 	if strings.Contains(op.Path, "{") {
 		problem(http.StatusNotFound)
@@ -265,8 +268,8 @@ func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // checkRequest refuses what huma would silently ignore: a query string that
-// does not decode, a parameter given twice, an empty parameter, and a body for
-// an operation that takes none.
+// does not decode, a parameter given twice, an empty parameter, a guard header
+// given twice or empty, and a body for an operation that takes none.
 func checkRequest(api huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
@@ -282,6 +285,14 @@ func checkRequest(api huma.API) func(huma.Context, func(huma.Context)) {
 				fields = append(fields, FieldError{Field: "query." + clip(name), Message: "given more than once"})
 			case values[0] == "":
 				fields = append(fields, FieldError{Field: "query." + clip(name), Message: "is empty: leave it out or give it a value"})
+			}
+		}
+		for _, name := range []string{HeaderIdempotencyKey, "If-Match"} { // ignored, they would not guard
+			switch values := r.Header.Values(name); {
+			case len(values) > 1:
+				fields = append(fields, FieldError{Field: "header." + name, Message: "given more than once"})
+			case len(values) == 1 && values[0] == "":
+				fields = append(fields, FieldError{Field: "header." + name, Message: "is empty: leave it out or give it a value"})
 			}
 		}
 		if ctx.Operation().RequestBody == nil && r.ContentLength != 0 && r.Method != http.MethodGet {

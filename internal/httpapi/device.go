@@ -10,7 +10,7 @@ import (
 // Device is an edge site's host as the manager knows it.
 type Device struct {
 	ID               string            `json:"id" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Permanent id, made by the device itself."`
-	Name             string            `json:"name" maxLength:"128" example:"shop-0042" doc:"Display name. Starts as the host's name."`
+	Name             string            `json:"name" maxLength:"253" example:"shop-0042" doc:"Display name. Starts as the host's name."`
 	Labels           map[string]string `json:"labels" example:"{\"site\":\"fra\",\"role\":\"pos\"}" doc:"Labels, for selectors."`
 	Trust            string            `json:"trust" enum:"pending,approved,retired" example:"approved" doc:"Whether the device may be managed: pending waits for approval, retired is the end."`
 	Connection       string            `json:"connection" enum:"connected,lost,never" example:"connected" doc:"Whether the device has a session. A loss shows after a short grace time."`

@@ -241,3 +241,16 @@ func TestBehind(t *testing.T) {
 		t.Errorf("without a position: %q", d.Name)
 	}
 }
+
+// TestUnknownCondition finds the devices that have not reported yet: what an
+// answer shows can be asked for.
+func TestUnknownCondition(t *testing.T) {
+	m := start(t)
+	silent := string(m.pending("silent"))
+	m.device(given{name: "known", vms: []events.VM{machine("vm-1", "a", events.PowerOff, events.ToolsUnknown)}})
+	m.caughtUp()
+	found, _ := want[page[httpapi.Device]](m, 200, "GET", "/api/v1/devices?condition=unknown", "")
+	if len(found.Items) != 1 || found.Items[0].ID != silent || found.Items[0].Condition != "unknown" {
+		t.Errorf("devices of unknown condition: %+v, want only %s", found.Items, silent)
+	}
+}

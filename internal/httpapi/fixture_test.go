@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -218,7 +219,7 @@ func (m *manager) do(method, path, body string, headers ...string) answer {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	for i := 0; i < len(headers); i += 2 {
-		if headers[i+1] == "" {
+		if headers[i] == "Authorization" && headers[i+1] == "" {
 			req.Header.Del(headers[i])
 		} else {
 			req.Header.Set(headers[i], headers[i+1])
@@ -234,7 +235,30 @@ func (m *manager) send(req *http.Request) answer {
 	b, err := io.ReadAll(resp.Body)
 	must(m.t, err)
 	must(m.t, resp.Body.Close())
+	documented(m.t, req, resp)
 	return answer{resp, b}
+}
+
+var description = spec()
+
+// documented demands that the description of the API has the status of an
+// answer, when it has the operation.
+func documented(t testing.TB, req *http.Request, resp *http.Response) {
+	t.Helper()
+	mux := http.NewServeMux()
+	for path, item := range description.Paths {
+		for method, op := range map[string]*huma.Operation{"GET": item.Get, "POST": item.Post, "PATCH": item.Patch, "DELETE": item.Delete} {
+			if op == nil {
+				continue
+			}
+			mux.HandleFunc(method+" "+path, func(http.ResponseWriter, *http.Request) {
+				if op.Responses[strconv.Itoa(resp.StatusCode)] == nil {
+					t.Errorf("%s answers %d, which its description does not have", op.OperationID, resp.StatusCode)
+				}
+			})
+		}
+	}
+	mux.ServeHTTP(httptest.NewRecorder(), req)
 }
 
 // want sends a request that must answer the status, and decodes the answer.

@@ -1,10 +1,15 @@
 package httpapi_test
 
 import (
+	"bufio"
+	"crypto/tls"
+	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -74,6 +79,7 @@ func TestBadInput(t *testing.T) {
 		{"deadline past", "POST", power, `{"action":"on","deadline":"2001-01-01T00:00:00Z"}`, nil, 422, httpapi.KindInvalid, "body.deadline", "future"},
 		{"deadline far", "POST", power, `{"action":"on","deadline":"2901-01-01T00:00:00Z"}`, nil, 422, httpapi.KindInvalid, "body.deadline", "30 days"},
 		{"deadline and timeout", "POST", power, `{"action":"on","timeout":60,"deadline":"2901-01-01T00:00:00Z"}`, nil, 422, httpapi.KindInvalid, "body.timeout", "deadline"},
+		{"idempotency key empty", "POST", power, `{"action":"on"}`, []string{"Idempotency-Key", ""}, 422, httpapi.KindInvalid, "header.Idempotency-Key", "empty"},
 		{"idempotency key with a space", "POST", power, `{"action":"on"}`, []string{"Idempotency-Key", "a b"}, 422, httpapi.KindInvalid, "header.Idempotency-Key", ""},
 		{"idempotency key too long", "POST", power, `{"action":"on"}`, []string{"Idempotency-Key", strings.Repeat("k", 129)}, 422, httpapi.KindInvalid, "header.Idempotency-Key", "128"},
 		{"idempotency key of another task", "POST", power, `{"action":"on"}`, []string{"Idempotency-Key", "used-key"}, 422, httpapi.KindInvalid, "header.Idempotency-Key", "another task"},
@@ -103,6 +109,7 @@ func TestBadInput(t *testing.T) {
 		{"retire with a stale revision", "POST", dpath + "/retire", "", []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
 		{"approve with a stale revision", "POST", "/api/v1/devices/" + waiting + "/approve", "", []string{"If-Match", `"1.abc"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
 		{"patch with a stale revision", "PATCH", dpath, `{"name":"other","labels":{"a":"b"}}`, []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
+		{"If-Match empty", "PATCH", dpath, `{"name":"other"}`, []string{"If-Match", ""}, 422, httpapi.KindInvalid, "header.If-Match", "empty"},
 		{"If-Match no ETag", "PATCH", dpath, `{"name":"other"}`, []string{"If-Match", `hello`}, 422, httpapi.KindInvalid, "header.If-Match", ""},
 		{"patch of nothing", "PATCH", dpath, `{}`, nil, 422, httpapi.KindInvalid, "body", "name or labels"},
 		{"empty name", "PATCH", dpath, `{"name":""}`, nil, 422, httpapi.KindInvalid, "body.name", ""},
@@ -143,7 +150,10 @@ func TestBadInput(t *testing.T) {
 
 		// events
 		{"unknown type", "GET", "/api/v1/events?type=DeviceExploded", "", nil, 422, httpapi.KindInvalid, "query.type", "DeviceExploded"},
-		{"since no time", "GET", "/api/v1/events?since=yesterday", "", nil, 422, httpapi.KindInvalid, "query.since", ""},
+		{"since no time", "GET", "/api/v1/events?since=yesterday", "", nil, 422, httpapi.KindInvalid, "query.since", "RFC 3339"},
+		{"since no day", "GET", "/api/v1/events?since=2026-02-30T00:00:00Z", "", nil, 422, httpapi.KindInvalid, "query.since", "RFC 3339"},
+		{"until before since", "GET", "/api/v1/events?since=2026-02-02T00:00:00Z&until=2026-02-01T00:00:00Z", "", nil, 422, httpapi.KindInvalid, "query.until", "after since"},
+		{"actor without a kind", "GET", "/api/v1/events?actor=admin", "", nil, 422, httpapi.KindInvalid, "query.actor", "user:"},
 		{"after no place", "GET", "/api/v1/events?after=x", "", nil, 422, httpapi.KindInvalid, "query.after", ""},
 		{"after too large", "GET", "/api/v1/events?after=9999999999999999999", "", nil, 422, httpapi.KindInvalid, "query.after", ""},
 		{"cursor of the other order", "GET", "/api/v1/events?order=desc&cursor=asc.1.1", "", nil, 422, httpapi.KindInvalid, "query.cursor", ""},
@@ -211,8 +221,38 @@ func TestChunkedBody(t *testing.T) {
 		req.ContentLength = -1
 		req.Header.Set("Authorization", "Bearer "+m.token)
 		req.Header.Set("Content-Type", "application/json")
-		if a := m.send(req); a.StatusCode != c.status {
+		a := m.send(req)
+		if a.StatusCode != c.status {
 			t.Errorf("%d bytes: status %d, want %d: %s", len(body), a.StatusCode, c.status, a.body)
 		}
+		if c.status == 413 && !strings.Contains(a.problem(t).Detail, "65536") {
+			t.Errorf("detail %q does not name the limit", a.problem(t).Detail)
+		}
+	}
+}
+
+// TestBrokenBody sends chunks that are none: the request is at fault, not the
+// manager.
+func TestBrokenBody(t *testing.T) {
+	m := start(t)
+	u, err := url.Parse(m.url)
+	must(t, err)
+	dialer := tls.Dialer{Config: m.client.Transport.(*http.Transport).TLSClientConfig.Clone()}
+	dialer.Config.NextProtos = []string{"http/1.1"}
+	conn, err := dialer.DialContext(t.Context(), "tcp", u.Host)
+	must(t, err)
+	defer conn.Close() //nolint:errcheck // at the end of the test
+	must(t, conn.SetDeadline(time.Now().Add(patience)))
+	_, err = io.WriteString(conn, "POST /api/v1/join-tokens HTTP/1.1\r\nHost: "+u.Host+"\r\nAuthorization: Bearer "+m.token+
+		"\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n{}\r\n")
+	must(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	must(t, err)
+	defer resp.Body.Close() //nolint:errcheck // at the end of the test
+	if resp.StatusCode != 400 {
+		t.Errorf("status %d, want 400", resp.StatusCode)
+	}
+	if strings.Contains(m.logged.String(), `"level":"ERROR"`) {
+		t.Errorf("a client's fault is logged as the manager's: %s", m.logged)
 	}
 }

@@ -48,7 +48,7 @@ const TypePrefix = "urn:pallas:problem:"
 
 // The kinds of problem.
 var (
-	KindMalformed     = Kind{http.StatusBadRequest, "malformed", "The request cannot be read", "The body is missing or not JSON, or the query string is not encoded well. Correct the request."}
+	KindMalformed     = Kind{http.StatusBadRequest, "malformed", "The request cannot be read", "The body is missing, broken off or not JSON, or the query string is not encoded well. Correct the request."}
 	KindUnauthorized  = Kind{http.StatusUnauthorized, "unauthorized", "A valid token is needed", "The Authorization header is missing, or its token is wrong, revoked or expired. Which of them is not told. Send \"Authorization: Bearer <token>\"."}
 	KindDenied        = Kind{http.StatusForbidden, "denied", "Not allowed", "The token is valid, but may not do this."}
 	KindNotFound      = Kind{http.StatusNotFound, "not-found", "There is no such thing", "The path is unknown, or what it names does not exist."}
@@ -114,7 +114,7 @@ func MapError(ctx context.Context, err error) error {
 	case errors.As(err, &p):
 		return p
 	case errors.Is(err, events.ErrNoSpace):
-		return logged(ctx, err, NewProblem(KindNoSpace, "the log takes no more events until there is room"))
+		return logged(ctx, err, NewProblem(KindNoSpace, "the manager's disk or its event log is full, and nothing was changed: make room there, then send the request again"))
 	case errors.Is(err, events.ErrConflict):
 		return logged(ctx, err, NewProblem(KindUnavailable, "it is being changed too often at the same time; try again"))
 	case errors.Is(err, events.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
@@ -123,6 +123,8 @@ func MapError(ctx context.Context, err error) error {
 		return logged(ctx, err, internal())
 	}
 }
+
+var tooLarge = fmt.Sprintf("the body is larger than %d bytes: send less", BodyLimit)
 
 func internal() *Problem {
 	return NewProblem(KindInternal, "the manager's log has the cause under this request id")
@@ -157,8 +159,11 @@ func kindOf(status int) Kind {
 // that huma would echo: they may be secrets. A malformed id in the path names
 // nothing that exists, so it is a 404 that says what ids look like.
 func fromHuma(status int, msg string, errs ...error) huma.StatusError {
-	if status >= http.StatusInternalServerError {
+	switch {
+	case status >= http.StatusInternalServerError:
 		return internal()
+	case status == http.StatusRequestEntityTooLarge:
+		return NewProblem(KindTooLarge, tooLarge)
 	}
 	var fields []FieldError
 	for _, err := range errs {
@@ -229,6 +234,9 @@ func clip(s string) string {
 func init() {
 	huma.NewError = fromHuma
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
+		if r := requestOf(ctx.Context()); r != nil && r.broken && status == http.StatusInternalServerError {
+			return NewProblem(KindMalformed, "the body broke off, or its chunks are not well formed: send it again")
+		}
 		se := fromHuma(status, msg, errs...)
 		if p, ok := se.(*Problem); ok && p.Status == http.StatusInternalServerError {
 			_ = logged(ctx.Context(), fmt.Errorf("%s: %w", msg, errors.Join(errs...)), p)

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"regexp"
@@ -45,7 +46,22 @@ type Request struct {
 	// Principal is the caller; empty for public operations.
 	Principal Principal
 
-	cause error // of an error answer, for the log
+	cause  error // of an error answer, for the log
+	broken bool  // the body could not be read
+}
+
+// body notes when a request's body breaks off, which is the client's fault.
+type body struct {
+	io.ReadCloser
+	req *Request
+}
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.req.broken = true
+	}
+	return n, err
 }
 
 type requestKey struct{}

@@ -50,6 +50,7 @@ func (s *server) serve(rw http.ResponseWriter, r *http.Request) {
 	start := s.cfg.Now()
 	req := newRequest(r, start)
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
+	r.Body = body{r.Body, req}
 	w := &recorder{ResponseWriter: rw}
 	s.metrics.active.Inc()
 	route := "none"
@@ -75,7 +76,7 @@ func (s *server) serve(rw http.ResponseWriter, r *http.Request) {
 	w.Header().Set(HeaderRequestID, req.ID)
 	if r.ContentLength > BodyLimit {
 		w.Header().Set("Connection", "close")
-		writeProblem(w, r, NewProblem(KindTooLarge, "the body has "+strconv.FormatInt(r.ContentLength, 10)+" bytes, at most 65536 are taken"))
+		writeProblem(w, r, NewProblem(KindTooLarge, tooLarge))
 		return
 	}
 	h, pattern := s.mux.Handler(r)

@@ -87,6 +87,7 @@ func TestFaults(t *testing.T) {
 		}
 	})
 	dev := m.device(given{name: "shop"})
+	m.caughtUp()
 	for _, c := range []struct {
 		err    error
 		status int

@@ -43,7 +43,7 @@ type listDevicesInput struct {
 	Window
 	Trust      []string `query:"trust" enum:"pending,approved,retired" example:"[\"approved\"]" doc:"Only devices with one of these."`
 	Connection []string `query:"connection" enum:"connected,lost,never" example:"[\"connected\"]" doc:"Only devices with one of these."`
-	Condition  []string `query:"condition" enum:"ok,readOnly,denied,unreachable" example:"[\"denied\",\"unreachable\"]" doc:"Only devices with one of these."`
+	Condition  []string `query:"condition" enum:"ok,readOnly,denied,unreachable,unknown" example:"[\"denied\",\"unreachable\"]" doc:"Only devices with one of these."`
 	Version    string   `query:"version" maxLength:"64" example:"8.0.3" doc:"Only devices whose hypervisor has exactly this version."`
 }
 
@@ -67,12 +67,18 @@ func (h *Handlers) listDevices(ctx context.Context, in *listDevicesInput) (*List
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}
+	conditions := as[events.Condition](in.Condition)
+	for i, c := range conditions {
+		if c == "unknown" { // what the read model has before the first report
+			conditions[i] = ""
+		}
+	}
 	position, err := h.wait(ctx, in.Reading)
 	if err != nil {
 		return nil, err
 	}
 	p, err := h.cfg.DB.Devices(ctx, projections.DeviceFilter{
-		Trust: as[projections.Trust](in.Trust), Connection: as[projections.Connection](in.Connection), Condition: as[events.Condition](in.Condition),
+		Trust: as[projections.Trust](in.Trust), Connection: as[projections.Connection](in.Connection), Condition: conditions,
 		Version: in.Version, Selector: sel, Text: in.Text, Sort: projections.Sort(in.Sort), Window: in.of(),
 	})
 	return list(ctx, p, err, position, func(d projections.Device) httpapi.Device { return device(d, false) })

@@ -19,11 +19,11 @@ import (
 
 // EventFilter holds the parameters that pick events.
 type EventFilter struct {
-	Device string    `query:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Only events of this device: identity, inventory and tasks."`
-	Type   []string  `query:"type" maxItems:"64" example:"[\"TaskSucceeded\",\"TaskFailed\"]" doc:"Only events of these types; schema/events has a file for each."`
-	Actor  string    `query:"actor" maxLength:"128" example:"user:admin" doc:"Only events that this actor caused."`
-	Since  time.Time `query:"since" example:"2026-11-23T00:00:00Z" doc:"Only events decided at this instant or later."`
-	After  string    `query:"after" maxLength:"64" pattern:"^[0-9]{1,19}([.][0-9]{1,9})?$" patternDescription:"a position such as 1840, or an event's cursor such as 1840.1" example:"1840" doc:"Only events after this position or event cursor."`
+	Device string   `query:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Only events of this device: identity, inventory and tasks."`
+	Type   []string `query:"type" maxItems:"64" example:"[\"TaskSucceeded\",\"TaskFailed\"]" doc:"Only events of these types; schema/events has a file for each."`
+	Actor  string   `query:"actor" maxLength:"128" pattern:"^(user|token|device|system):." patternDescription:"user:, token:, device: or system: and an id" example:"user:admin" doc:"Only events that this actor caused."`
+	Since  string   `query:"since" format:"date-time" example:"2026-11-23T00:00:00Z" doc:"Only events decided at this instant or later."`
+	After  string   `query:"after" maxLength:"64" pattern:"^[0-9]{1,19}([.][0-9]{1,9})?$" patternDescription:"a position such as 1840, or an event's cursor such as 1840.1" example:"1840" doc:"Only events after this position or event cursor."`
 }
 
 // EventPage is one piece of the event history.
@@ -63,10 +63,10 @@ func (h *Handlers) registerEvents(api huma.API) {
 
 type listEventsInput struct {
 	EventFilter
-	Until  time.Time `query:"until" example:"2026-11-24T00:00:00Z" doc:"Only events decided before this instant."`
-	Order  string    `query:"order" enum:"asc,desc" default:"asc" example:"desc" doc:"asc begins with the oldest, desc with the newest."`
-	Limit  int       `query:"limit" minimum:"1" maximum:"1000" example:"100" doc:"How many events to answer at most. 100 for a page when not given, no limit for NDJSON."`
-	Cursor string    `query:"cursor" maxLength:"64" example:"asc.1840.1" doc:"next of the piece before, with the same filters and order."`
+	Until  string `query:"until" format:"date-time" example:"2026-11-24T00:00:00Z" doc:"Only events decided before this instant."`
+	Order  string `query:"order" enum:"asc,desc" default:"asc" example:"desc" doc:"asc begins with the oldest, desc with the newest."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" example:"100" doc:"How many events to answer at most. 100 for a page when not given, no limit for NDJSON."`
+	Cursor string `query:"cursor" maxLength:"64" example:"asc.1840.1" doc:"next of the piece before, with the same filters and order."`
 }
 
 func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.StreamResponse, error) {
@@ -74,7 +74,13 @@ func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.S
 	if err != nil {
 		return nil, err
 	}
-	q.until, q.descending = in.Until, in.Order == "desc"
+	q.descending = in.Order == "desc"
+	if q.until, err = instant("query.until", in.Until); err != nil {
+		return nil, err
+	}
+	if in.Since != "" && in.Until != "" && !q.until.After(q.since) {
+		return nil, httpapi.Invalid("query.until", "must be after since")
+	}
 	if in.Cursor != "" {
 		if q.from, err = parseCursor(in.Cursor, in.Order); err != nil {
 			return nil, err
@@ -176,7 +182,7 @@ func (h *Handlers) streamEvents(ctx context.Context, in *streamEventsInput) (*hu
 	if err != nil {
 		return nil, err
 	}
-	if in.After == "" && in.Since.IsZero() {
+	if in.After == "" && in.Since == "" {
 		last, err := h.cfg.Store.Last(ctx)
 		if err != nil {
 			return nil, mapError(ctx, err)
@@ -258,9 +264,12 @@ func appendSSE(b []byte, list []httpapi.Event) []byte {
 
 // query returns what the parameters ask for.
 func (f EventFilter) query() (eventQuery, error) {
-	q := eventQuery{actor: events.Actor(f.Actor), since: f.Since}
+	q := eventQuery{actor: events.Actor(f.Actor)}
 	device, err := deviceParam(f.Device)
 	if err != nil {
+		return q, err
+	}
+	if q.since, err = instant("query.since", f.Since); err != nil {
 		return q, err
 	}
 	if device != "" {
@@ -278,6 +287,18 @@ func (f EventFilter) query() (eventQuery, error) {
 		}
 	}
 	return q, nil
+}
+
+// instant parses an instant, "" to the zero one. The format has been checked.
+func instant(field, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return t, httpapi.Invalid(field, "want an RFC 3339 date-time such as 2026-11-23T09:30:00Z")
+	}
+	return t, nil
 }
 
 var eventTypes = func() []string {
