@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,5 +44,18 @@ func TestNoRoom(t *testing.T) {
 	m.Run()
 	if got := create(); got != http.StatusCreated {
 		t.Errorf("the same write with room: %d, want 201", got)
+	}
+}
+
+// TestMaxBytesBeyondDisk names the setting that cannot be kept.
+func TestMaxBytesBeyondDisk(t *testing.T) {
+	m := servertest.New(t)
+	m.Config.Events.MaxBytes = 1 << 60
+	s, err := server.New(m.Config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "events.max_bytes") {
+		t.Errorf("run with a log larger than the disk: %v, want an error that names events.max_bytes", err)
 	}
 }

@@ -126,7 +126,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, Room: s.room, MustExist: true, Log: s.log}); err != nil {
+	if s.store, err = jsstore.Open(ctx, jsstore.Config{Conn: conn, MaxBytes: s.cfg.Events.MaxBytes, Room: s.room, MustExist: true, Log: s.log}); errors.Is(err, events.ErrNoSpace) {
+		return fmt.Errorf("events.max_bytes: %d is more than three quarters of what is free on the disk: lower it, or set 0", s.cfg.Events.MaxBytes)
+	} else if err != nil {
 		return err
 	}
 	js, err := jetstream.New(conn)
