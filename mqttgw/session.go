@@ -301,7 +301,7 @@ func (sh *shard) blame(s *session, msg string, args ...any) {
 	if now := sh.g.now(); now.Sub(s.blamedAt) >= askAgain {
 		s.blamedAt, level = now, slog.LevelInfo
 	}
-	sh.g.log.Log(context.Background(), level, msg, append([]any{"device", s.id}, args...)...)
+	sh.g.log.Log(context.Background(), level, msg, append([]any{"device", s.id}, args...)...) //nolint:sloglint // the callers' messages are constant
 }
 
 // state returns the session's flags.

@@ -241,14 +241,14 @@ func TestBrokenBody(t *testing.T) {
 	dialer.Config.NextProtos = []string{"http/1.1"}
 	conn, err := dialer.DialContext(t.Context(), "tcp", u.Host)
 	must(t, err)
-	defer conn.Close() //nolint:errcheck // at the end of the test
+	defer conn.Close()
 	must(t, conn.SetDeadline(time.Now().Add(patience)))
 	_, err = io.WriteString(conn, "POST /api/v1/join-tokens HTTP/1.1\r\nHost: "+u.Host+"\r\nAuthorization: Bearer "+m.token+
 		"\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n{}\r\n")
 	must(t, err)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	must(t, err)
-	defer resp.Body.Close() //nolint:errcheck // at the end of the test
+	defer resp.Body.Close()
 	if resp.StatusCode != 400 {
 		t.Errorf("status %d, want 400", resp.StatusCode)
 	}
