@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"pallas/internal/config"
 	"pallas/internal/server"
@@ -24,6 +25,7 @@ const (
 )
 
 func main() {
+	unix.Umask(0o077) // what it writes is for nobody else, also in a directory that others may read
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
