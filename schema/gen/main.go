@@ -7,6 +7,8 @@
 // would write.
 package main
 
+//go:generate go -C ../.. run ./schema/gen
+
 import (
 	"fmt"
 	"os"
