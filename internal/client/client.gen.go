@@ -1790,6 +1790,11 @@ type Task struct {
 	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
 	Device openapi_types.UUID `json:"device"`
 
+	// DeviceName The device's name now. Absent in answers to writes.
+	//
+	// Example: esx-fra-01.example.net
+	DeviceName *string `json:"deviceName,omitempty"`
+
 	// EndedAt When it ended.
 	//
 	// Example: 2026-11-23T09:30:02Z

@@ -6,6 +6,7 @@ import "time"
 type Task struct {
 	ID              string      `json:"id" format:"uuid" example:"c0a8f3de-5f0e-5b1c-8d6f-2b3c4d5e6f70" doc:"Id. The same Idempotency-Key leads to the same task."`
 	Device          string      `json:"device" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Device that does the work."`
+	DeviceName      string      `json:"deviceName,omitempty" example:"esx-fra-01.example.net" doc:"The device's name now. Absent in answers to writes."`
 	Kind            string      `json:"kind" enum:"vm.power-on,vm.power-off,vm.reset,vm.suspend,vm.shutdown" example:"vm.power-on" doc:"What is to be done."`
 	VM              string      `json:"vm,omitempty" example:"52f7b6a1-40c1-8d3e-9a57-0f1e2d3c4b5a" doc:"Virtual machine it is done to."`
 	VMName          string      `json:"vmName,omitempty" example:"pos-server" doc:"Name of the virtual machine when the task was asked for. Absent in answers to writes."`

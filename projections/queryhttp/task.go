@@ -100,7 +100,7 @@ func (h *Handlers) TaskDevice(ctx context.Context, id events.TaskID) (events.Dev
 
 func task(t projections.Task) httpapi.Task {
 	out := httpapi.Task{
-		ID: string(t.ID), Device: string(t.Device), Kind: string(t.Kind), VM: string(t.VM), VMName: t.VMName,
+		ID: string(t.ID), Device: string(t.Device), DeviceName: t.DeviceName, Kind: string(t.Kind), VM: string(t.VM), VMName: t.VMName,
 		Status: string(t.Status), Percent: t.Percent, Code: t.Code, Message: t.Message,
 		CancelRequested: !t.CancelRequestedAt.IsZero(), RequestedBy: string(t.RequestedBy), RequestedAt: t.RequestedAt,
 		AcceptedAt: t.AcceptedAt, EndedAt: t.EndedAt, Deadline: t.Deadline, Revision: t.ChangedPosition,

@@ -27,7 +27,12 @@ func (a *app) tasks() *noun[client.Task] {
 		columns: []column[client.Task]{
 			{head: "ID", value: func(t client.Task, _ time.Time) string { return t.Id.String() }},
 			{head: "KIND", value: func(t client.Task, _ time.Time) string { return string(t.Kind) }},
-			{head: "DEVICE", value: func(t client.Task, _ time.Time) string { return short(t.Device.String()) }},
+			{head: "DEVICE", value: func(t client.Task, _ time.Time) string {
+				if t.DeviceName == nil {
+					return short(t.Device.String()) // the answer to a write
+				}
+				return *t.DeviceName
+			}},
 			{head: "VM", value: func(t client.Task, _ time.Time) string { return dash(vmOf(t)) }},
 			{head: "STATUS", status: true, value: func(t client.Task, _ time.Time) string { return string(t.Status) }},
 			{head: "DONE", value: func(t client.Task, _ time.Time) string { return strconv.FormatInt(t.Percent, 10) + "%" }},
