@@ -90,6 +90,7 @@ func (g *Gateway) answerCallout(ctx context.Context, m *nats.Msg) {
 		g.broker.refuse("late")
 		return
 	}
+	req.ClientInformation.Host = g.broker.address(req.ClientInformation.ID, req.ClientInformation.Host)
 	resp := jwt.NewAuthorizationResponseClaims(req.UserNkey)
 	resp.Audience = req.Server.ID
 	user, err := g.authorize(ctx, req, now)

@@ -91,6 +91,7 @@ type Broker struct {
 	issuer nkeys.KeyPair
 	// refused counts connections and packets that were turned away, by reason.
 	refused *prometheus.CounterVec
+	origins origins // of connections that come through a shared port
 
 	open atomic.Bool // whether the door lets anybody in
 
@@ -116,7 +117,7 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
-	b.log = &serverLog{log: cfg.Log, refused: b.refuse}
+	b.log = &serverLog{log: cfg.Log, refused: b.refuse, origins: &b.origins}
 	switch {
 	case cfg.Dir == "":
 		return nil, errors.New("broker: Dir is empty, want a directory")

@@ -21,12 +21,15 @@ type serverLog struct {
 	log     *slog.Logger
 	fatal   atomic.Pointer[string]
 	refused func(reason string)
+	origins *origins
 }
 
 // Noticef is the broker's talk about itself, which is detail to an operator.
 func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
 
-func (l *serverLog) Debugf(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
+func (l *serverLog) Debugf(format string, v ...any) {
+	l.log.Debug("broker", "text", l.origins.inLine(text(format, v)))
+}
 
 func (l *serverLog) Tracef(format string, v ...any) { l.log.Debug("broker", "text", text(format, v)) }
 func (l *serverLog) Warnf(format string, v ...any)  { l.line(slog.LevelWarn, format, v) }
@@ -39,7 +42,7 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 }
 
 func (l *serverLog) line(level slog.Level, format string, v []any) {
-	s := text(format, v)
+	s := l.origins.inLine(text(format, v))
 	switch reason := refusal(s, v); {
 	case reason == reasonClosed:
 		l.refused(reason)

@@ -52,6 +52,12 @@ type door struct {
 
 func newDoor(t testing.TB, change ...func(*Config)) *door {
 	t.Helper()
+	return newDoorAt(t, "127.0.0.1:0", change...)
+}
+
+// newDoorAt is newDoor with the MQTT listener somewhere else.
+func newDoorAt(t testing.TB, listen string, change ...func(*Config)) *door {
+	t.Helper()
 	d := &door{t: t, root: t, ca: newCA(t), presence: &presence{}, logs: &lockedBuffer{}}
 	log := slog.New(slog.NewTextHandler(d.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	t.Cleanup(func() {
@@ -62,7 +68,7 @@ func newDoor(t testing.TB, change ...func(*Config)) *door {
 	server := must(d.ca.IssueServer([]string{"127.0.0.1"}, time.Now(), 0))(t)
 	var err error
 	d.broker, err = NewBroker(BrokerConfig{
-		Dir: t.TempDir(), MQTT: "127.0.0.1:0", Sync: time.Second, Log: log,
+		Dir: t.TempDir(), MQTT: listen, Sync: time.Second, Log: log,
 		TLS: &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: d.ca.Pool()},
 	})
 	check(t, err)
@@ -210,6 +216,8 @@ type connectOptions struct {
 	keepAlive          uint16
 	persistent         bool
 	cert               *tls.Certificate // instead of the device's
+	alpn               []string
+	dial               func() (net.Conn, error) // instead of the MQTT port
 }
 
 // client is a small MQTT 3.1.1 client that sends what it is told, however
@@ -236,12 +244,16 @@ func (dev *device) dial(o connectOptions) *client {
 		cert = *o.cert
 	}
 	c := &client{t: t, dev: dev, in: make(chan wire.Down, 4096), acks: make(chan []byte, 4096), closed: make(chan struct{})}
-	cfg := &tls.Config{RootCAs: dev.door.ca.Pool(), ServerName: "127.0.0.1"}
+	cfg := &tls.Config{RootCAs: dev.door.ca.Pool(), ServerName: "127.0.0.1", NextProtos: o.alpn}
 	if len(cert.Certificate) > 0 {
 		// Sent even when the server does not ask for its CA.
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	}
-	raw, err := net.Dial("tcp", dev.door.broker.MQTTAddr())
+	dial := o.dial
+	if dial == nil {
+		dial = func() (net.Conn, error) { return net.Dial("tcp", dev.door.broker.MQTTAddr()) }
+	}
+	raw, err := dial()
 	check(t, err)
 	c.conn = tls.Client(raw, cfg)
 	dev.door.root.Cleanup(func() { _ = raw.Close() })

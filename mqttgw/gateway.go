@@ -263,7 +263,7 @@ func (g *Gateway) reconcile(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		if g.noteConn(id, c.Cid, c.IP) {
+		if g.noteConn(id, c.Cid, g.broker.origins.host(c.IP, c.Port)) {
 			g.send(id, wire.Down{Greet: true})
 		}
 	}
