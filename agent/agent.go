@@ -267,8 +267,8 @@ func (a *Agent) work(ctx context.Context, id identity.Identity, st *store.Store,
 		return err
 	}
 	line, err := link.New(link.Config{
-		Device: id.Device, Version: a.c.Version, Addr: id.Enrolment.MQTT, TLS: tlsConfig, DialContext: a.c.DialContext,
-		Store: st, Log: log, BackoffBase: a.c.BackoffBase, BackoffCap: a.c.BackoffCap,
+		Device: id.Device, Version: a.c.Version, Addr: id.Enrolment.MQTT, Shared: id.Enrolment.HTTPS(),
+		TLS: tlsConfig, DialContext: a.c.DialContext, Store: st, Log: log, BackoffBase: a.c.BackoffBase, BackoffCap: a.c.BackoffCap,
 		Tasks: tasks.Submit, Cancel: tasks.Cancel, Resync: reporter.Resync,
 		Welcome: func(w wire.Welcome) {
 			if !w.Time.IsZero() {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,6 +14,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,6 +70,15 @@ func tokenID(j wire.Join) string {
 		return "" // no form that we know: it may be secret as a whole
 	}
 	return id
+}
+
+// HTTPS is the host:port that was asked, "" when the URL is none.
+func (e *Enrolment) HTTPS() string {
+	u, err := url.Parse(e.Manager)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443"))
 }
 
 // Expires is when the certificate ends.

@@ -66,7 +66,7 @@ func TLSConfig(addr string, cert tls.Certificate, cas *x509.CertPool, now func()
 // one goroutine.
 type conn struct {
 	*tls.Conn
-	up       string
+	addr, up string
 	lastSent time.Time
 }
 
@@ -83,27 +83,56 @@ func (c *conn) expires(own []tls.Certificate) time.Time {
 	return end
 }
 
-// open dials, says CONNECT and SUBSCRIBE in one go and waits for both answers.
+// open connects by the way that worked last. The next attempt takes the other
+// way, unless it was the manager itself that refused: it does so everywhere.
 func (l *Link) open(ctx context.Context, keepAlive time.Duration) (*conn, error) {
+	c, err := l.connect(ctx, l.ways[l.way], keepAlive)
+	var refused *refusalError
+	if err != nil && ctx.Err() == nil && !errors.As(err, &refused) {
+		l.way = (l.way + 1) % len(l.ways)
+	}
+	return c, err
+}
+
+// refusalError marks what a manager answered that had proved to be one.
+type refusalError struct{ err error }
+
+func (e *refusalError) Error() string { return e.err.Error() }
+func (e *refusalError) Unwrap() error { return e.err }
+
+// refusal marks err if it is the answer of the other side. In TLS 1.3 a client
+// certificate is refused when the client's handshake is complete.
+func refusal(c *tls.Conn, err error) error {
+	var code *ConnectError
+	var alert *net.OpError
+	if c.ConnectionState().HandshakeComplete && (errors.As(err, &code) || errors.As(err, &alert) && alert.Op == "remote error") {
+		return &refusalError{err}
+	}
+	return err
+}
+
+// connect dials, says CONNECT and SUBSCRIBE in one go and waits for both
+// answers.
+func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	raw, err := l.c.DialContext(ctx, "tcp", l.c.Addr)
+	raw, err := l.c.DialContext(ctx, "tcp", w.addr)
 	if err != nil {
 		return nil, err // names the address
 	}
-	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, l.c.TLS)
+	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, w.tls)
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	err = l.greet(ctx, c, keepAlive)
+	err = l.greet(ctx, c, w.addr, keepAlive)
 	if !stop() || err != nil {
 		_ = raw.Close() // perhaps a second time
-		return nil, errors.Join(err, context.Cause(ctx))
+		return nil, errors.Join(refusal(c, err), context.Cause(ctx))
 	}
-	return &conn{Conn: c, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil
+	return &conn{Conn: c, addr: w.addr, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil
 }
 
-func (l *Link) greet(ctx context.Context, c *tls.Conn, keepAlive time.Duration) error {
+func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive time.Duration) error {
 	if err := c.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS with %s: %w", l.c.Addr, err)
+		return fmt.Errorf("TLS with %s: %w", addr, err)
 	}
 	var out bytes.Buffer
 	hello := packets.NewControlPacket(packets.Connect).(*packets.ConnectPacket)
@@ -115,26 +144,26 @@ func (l *Link) greet(ctx context.Context, c *tls.Conn, keepAlive time.Duration) 
 		return fmt.Errorf("connect: %w", err)
 	}
 	if _, err := c.Write(out.Bytes()); err != nil {
-		return fmt.Errorf("connect to %s: %w", l.c.Addr, err)
+		return fmt.Errorf("connect to %s: %w", addr, err)
 	}
 	p, err := readPacket(c)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", l.c.Addr, err)
+		return fmt.Errorf("connect to %s: %w", addr, err)
 	}
 	if ack, ok := p.(*packets.ConnackPacket); !ok || ack.ReturnCode != packets.Accepted {
 		if ok {
 			return &ConnectError{Code: ack.ReturnCode}
 		}
-		return fmt.Errorf("connect to %s: %w", l.c.Addr, errUnexpected)
+		return fmt.Errorf("connect to %s: %w", addr, errUnexpected)
 	}
 	if p, err = readPacket(c); err != nil {
-		return fmt.Errorf("subscribe at %s: %w", l.c.Addr, err)
+		return fmt.Errorf("subscribe at %s: %w", addr, err)
 	}
 	if ack, ok := p.(*packets.SubackPacket); !ok || len(ack.ReturnCodes) != 1 || ack.ReturnCodes[0] > 2 {
 		if ok {
 			return &ConnectError{Code: 0x80}
 		}
-		return fmt.Errorf("subscribe at %s: %w", l.c.Addr, errUnexpected)
+		return fmt.Errorf("subscribe at %s: %w", addr, errUnexpected)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync/atomic"
@@ -23,6 +24,10 @@ type Config struct {
 	// Addr is the manager's device door, host:port.
 	Addr string
 	TLS  *tls.Config
+	// Shared is the manager's HTTPS port, host:port, which takes MQTT from
+	// those who ask for it by ALPN. It is tried in turn with Addr when that
+	// cannot be reached. "" means that there is none.
+	Shared string
 	// DialContext makes the TCP connection.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	Store       *store.Store
@@ -51,6 +56,8 @@ type Link struct {
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
 	keepAlive time.Duration
+	ways      []way                // at least one
+	way       int                  // the one to try next
 	told      map[string]time.Time // when which fault was last a warning
 }
 
@@ -71,7 +78,23 @@ func New(c Config) (*Link, error) {
 			*d = def
 		}
 	}
-	return &Link{c: c, keepAlive: c.KeepAlive, told: map[string]time.Time{}}, nil
+	l := &Link{c: c, keepAlive: c.KeepAlive, ways: []way{{c.Addr, c.TLS}}, told: map[string]time.Time{}}
+	if c.Shared != "" && c.Shared != c.Addr {
+		host, _, err := net.SplitHostPort(c.Shared)
+		if err != nil {
+			return nil, fmt.Errorf("link: Shared is %q, want host:port", c.Shared)
+		}
+		config := c.TLS.Clone()
+		config.ServerName = host
+		l.ways = append(l.ways, way{c.Shared, config})
+	}
+	return l, nil
+}
+
+// way is where a manager may be reached.
+type way struct {
+	addr string
+	tls  *tls.Config
 }
 
 // Stats of a link since it was made.

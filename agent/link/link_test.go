@@ -52,7 +52,7 @@ type rig struct {
 	welcomes []wire.Welcome
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, change ...func(*link.Config)) *rig {
 	t.Helper()
 	s, err := store.Open(filepath.Join(t.TempDir(), "agent.db"), store.Options{NoSync: true})
 	if err != nil {
@@ -89,6 +89,9 @@ func newRig(t *testing.T) *rig {
 		Tasks:   func(tasks []wire.Task) error { r.tasks = append(r.tasks, tasks...); return r.taskErr },
 		Cancel:  func(ids []uuid.UUID) error { r.cancels = append(r.cancels, ids...); return nil },
 		Resync:  func(uint64) { r.resyncs++ },
+	}
+	for _, f := range change {
+		f(&c)
 	}
 	if r.link, err = link.New(c); err != nil {
 		t.Fatal(err)

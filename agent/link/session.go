@@ -306,7 +306,7 @@ func (s *session) welcome(w wire.Welcome) error {
 	s.answerBy, s.helloAt = time.Time{}, time.Time{}
 	if w.Pending {
 		if !s.pending {
-			s.l.c.Log.Info("connected to the manager; this device waits for approval", "addr", s.l.c.Addr)
+			s.l.c.Log.Info("connected to the manager; this device waits for approval", "addr", s.c.addr)
 		}
 		s.pending, s.welcomed, s.resendAt = true, false, time.Time{}
 		s.connected()
@@ -322,7 +322,7 @@ func (s *session) welcome(w wire.Welcome) error {
 		return s.newEpoch()
 	}
 	if !s.welcomed {
-		s.l.c.Log.Info("connected to the manager", "addr", s.l.c.Addr, "waiting", next-first)
+		s.l.c.Log.Info("connected to the manager", "addr", s.c.addr, "waiting", next-first)
 	}
 	s.welcomed = true
 	s.connected()

@@ -1,0 +1,152 @@
+package link_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"pallas/agent/link"
+)
+
+const (
+	own    = "manager.example:8883"
+	shared = "manager.example:443"
+)
+
+// routes are the ways to the manager, of which some are blocked.
+type routes struct {
+	mu      sync.Mutex
+	blocked map[string]bool
+	dialed  []string
+}
+
+func (w *routes) use(c *link.Config) {
+	dial := c.DialContext
+	c.Shared = shared
+	c.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		w.mu.Lock()
+		w.dialed = append(w.dialed, addr)
+		blocked := w.blocked[addr]
+		w.mu.Unlock()
+		if blocked {
+			return nil, errors.New("connection refused")
+		}
+		return dial(ctx, network, addr)
+	}
+}
+
+// went returns the addresses dialled since the last call, and blocks some for
+// the next ones.
+func (w *routes) went(block ...string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.blocked = map[string]bool{}
+	for _, a := range block {
+		w.blocked[a] = true
+	}
+	went := w.dialed
+	w.dialed = nil
+	return went
+}
+
+func TestTheOtherWayIsTriedWhenOneIsBlocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &routes{blocked: map[string]bool{own: true}}
+		r := newRig(t, w.use)
+		want := func(got []string, want ...string) {
+			t.Helper()
+			if !slices.Equal(got, want) {
+				t.Fatalf("dialled %v, want %v", got, want)
+			}
+		}
+		p := r.connected()
+		if name := p.conn.ConnectionState().ServerName; name != "manager.example" {
+			t.Errorf("TLS asks for %q", name)
+		}
+		if proto := p.conn.ConnectionState().NegotiatedProtocol; proto != "mqtt" {
+			t.Errorf("ALPN %q, want mqtt", proto)
+		}
+		p.hello()
+		p.welcome(1)
+		// It stays with what worked.
+		want(w.went(), own, shared)
+		p.conn.Close()
+		p = r.connected()
+		p.hello()
+		p.welcome(1)
+		want(w.went(shared), shared)
+		// And goes back when that is blocked.
+		p.conn.Close()
+		p = r.connected()
+		p.hello()
+		p.welcome(1)
+		want(w.went(own, shared), shared, own)
+		// With both blocked they take turns, with pauses between.
+		p.conn.Close()
+		began := time.Now()
+		for range 6 {
+			<-time.After(time.Minute)
+		}
+		turns := w.went()
+		if len(turns) < 6 || len(turns) > 30 {
+			t.Errorf("%d attempts in %v", len(turns), time.Since(began))
+		}
+		for i, a := range turns {
+			if (a == own) != (i%2 == 0) {
+				t.Fatalf("dialled %v, want turns", turns)
+			}
+		}
+		r.connected()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What the manager refuses it refuses everywhere: such a device does not double
+// its attempts. Whoever has not proved to be the manager refuses nothing.
+func TestARefusalIsNoReasonToGoElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &routes{}
+		r := newRig(t, w.use)
+		for range 3 {
+			r.connecting(packets.ErrRefusedNotAuthorised, 0)
+		}
+		r.connected().conn.Close()
+		if went := w.went(); !slices.Equal(went, []string{own, own, own, own}) {
+			t.Errorf("dialled %v after CONNACK 5", went)
+		}
+		r.connected().conn.Close()
+		w.went()
+		// A handshake that breaks off, as a firewall does it.
+		(<-r.accept).Close()
+		r.connected()
+		if went := w.went(); !slices.Equal(went, []string{own, shared}) {
+			t.Errorf("dialled %v after a broken handshake", went)
+		}
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSharedIsAnAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c link.Config
+		r := newRig(t, func(made *link.Config) { c = *made })
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		c.Shared = "manager.example"
+		if _, err := link.New(c); err == nil {
+			t.Error("no error for a Shared without a port")
+		}
+	})
+}
