@@ -32,6 +32,9 @@ type HTTPConfig struct {
 	// URL is how devices and people reach the API. Its host name is in the
 	// server certificate. Empty means https:// and the listening address.
 	URL string `yaml:"url"`
+	// MQTT has the port take MQTT as well, from clients that ask for it by the
+	// ALPN name "mqtt". Agents come here when they cannot reach MQTT's own port.
+	MQTT bool `yaml:"mqtt"`
 }
 
 // MQTTConfig is for the device door.
@@ -88,7 +91,7 @@ type LogConfig struct {
 // Defaults returns the configuration that an empty file means.
 func Defaults() Config {
 	return Config{
-		HTTP:   HTTPConfig{Listen: ":8443"},
+		HTTP:   HTTPConfig{Listen: ":8443", MQTT: true},
 		MQTT:   MQTTConfig{Listen: ":8883"},
 		Events: EventsConfig{Sync: config.Duration(time.Second), MinFree: 256 << 20},
 		Devices: DevicesConfig{

@@ -121,6 +121,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.mqttAddr, err = s.publicMQTT(broker.MQTTAddr()); err != nil {
 		return err
 	}
+	web, passMQTT := listener, func(context.Context) error { return nil }
+	if s.cfg.HTTP.MQTT {
+		shared := broker.Share(listener)
+		web, passMQTT = shared, shared.Run
+	}
 	conn, err := broker.Conn("manager")
 	if err != nil {
 		return err
@@ -184,7 +189,8 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.project(ctx) })
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
-	g.Go(func() error { return s.serveHTTP(ctx, listener, certificates, handler) })
+	g.Go(func() error { return passMQTT(ctx) })
+	g.Go(func() error { return s.serveHTTP(ctx, web, certificates, handler) })
 	close(s.ready)
 	s.log.Info("device manager is ready", "version", version.String(), "url", s.httpURL, "mqtt", s.mqttAddr)
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
