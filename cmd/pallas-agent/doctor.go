@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -168,7 +169,8 @@ func (e *examination) manager(ctx context.Context, s *settings, id identity.Iden
 	}
 	e.https(ctx, base, config)
 	if id.Enrolment == nil {
-		e.skip("manager mqtt", "its address is told at enrolment")
+		e.skip(mqttPort, "its address is told at enrolment")
+		e.skip(httpsPort, "tried with the certificate that enrolment gives")
 		e.skip("certificate", "given at enrolment")
 		return
 	}
@@ -210,41 +212,76 @@ func (e *examination) https(ctx context.Context, base string, config *tls.Config
 	}
 }
 
-// mqtt checks the device door by a TLS handshake with the device's
-// certificate. It does not connect as the device: that would take the line
-// from an agent that runs.
+// The two ways to the device door.
+const (
+	mqttPort  = "manager mqtt"
+	httpsPort = "manager mqtt on the https port"
+)
+
+// mqtt checks the device door on both of its ports. One of them is enough: the
+// agent takes the one that it can reach.
 func (e *examination) mqtt(ctx context.Context, id identity.Identity, narrow bool) {
-	const name = "manager mqtt"
-	addr := id.Enrolment.MQTT
 	cert, cas, err := id.Certificate()
 	if err != nil {
-		e.line(false, name, "%v", err)
+		e.line(false, mqttPort, "%v", err)
 		return
 	}
+	reached, own := doorAt(ctx, id.Enrolment.MQTT, cert, cas, narrow)
+	sharedReached, shared := doorAt(ctx, id.Enrolment.HTTPS(), cert, cas, narrow)
+	for _, w := range []struct {
+		name, addr     string
+		reached, other bool
+		err, otherErr  error
+	}{
+		{mqttPort, id.Enrolment.MQTT, reached, sharedReached, own, shared},
+		{httpsPort, id.Enrolment.HTTPS(), sharedReached, reached, shared, own},
+	} {
+		switch {
+		case w.err == nil:
+			e.line(true, w.name, "%s accepts this device's certificate", w.addr)
+		case w.reached:
+			e.line(false, w.name, "%s refuses this device's certificate: %v", w.addr, w.err)
+		case w.other && w.otherErr == nil:
+			e.skip(w.name, fmt.Sprintf("%s: %v; not needed, the other port is enough", w.addr, w.err))
+		default:
+			e.line(false, w.name, "%s: %v; check DNS and the firewall (outbound)", w.addr, w.err)
+		}
+	}
+}
+
+// doorAt checks a port by a TLS handshake with the device's certificate. It does
+// not connect as the device: that would take the line from an agent that runs.
+// reached says that a manager answered.
+func doorAt(ctx context.Context, addr string, cert tls.Certificate, cas *x509.CertPool, narrow bool) (reached bool, err error) {
 	config, err := link.TLSConfig(addr, cert, cas, time.Now, narrow)
 	if err != nil {
-		e.line(false, name, "%v", err)
-		return
+		return false, err
+	}
+	asked := false
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		asked = true
+		return &cert, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
 	if err != nil {
-		e.line(false, name, "%s: %v; check DNS and the firewall (outbound)", addr, err)
-		return
+		return false, err
 	}
 	defer func() { _ = conn.Close() }()
+	if !asked {
+		return false, errors.New("no device door: it asks for no certificate")
+	}
 	_ = conn.SetReadDeadline(time.Now().Add(silence))
 	_, err = conn.Read(make([]byte, 1))
 	var ne net.Error
 	if errors.As(err, &ne) && ne.Timeout() {
-		e.line(true, name, "%s accepts this device's certificate", addr)
-		return
+		return true, nil
 	}
 	if err == nil {
 		err = errors.New("it spoke first, as no MQTT server does")
 	}
-	e.line(false, name, "%s refuses this device's certificate: %v", addr, err)
+	return true, err
 }
 
 func (e *examination) certificate(expires, now time.Time) {

@@ -230,6 +230,17 @@ func TestDoctorAfterEnrolment(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 	want(t, out, "ok", "device id", "enrolment          enrolled with "+m.URL, "manager https", "clock", "manager mqtt", "certificate        60 days left")
+	// One of the two ports is enough, and this manager's HTTPS port takes no MQTT.
+	want(t, out, "-", "manager mqtt on the https port ")
+
+	// Both ports are good, or the shared one alone.
+	shared := door(t, c, c)
+	for mqtt, mark := range map[string]string{door(t, c, c): "ok", "127.0.0.1:1": "-"} {
+		enrolled(t, config, c, "https://"+shared, mqtt, time.Now().Add(time.Hour))
+		_, out, _ = call(t, "doctor", "--config", config)
+		want(t, out, mark, "manager mqtt       "+mqtt)
+		want(t, out, "ok", "manager mqtt on the https port "+shared)
+	}
 
 	// A door that trusts another CA, and a certificate that has ended.
 	enrolled(t, config, c, m.URL, door(t, c, newCA(t)), time.Now().Add(-time.Minute))
@@ -242,7 +253,7 @@ func TestDoctorAfterEnrolment(t *testing.T) {
 	// Nobody there.
 	enrolled(t, config, c, "https://127.0.0.1:1", "127.0.0.1:1", time.Now().Add(time.Hour))
 	_, out, _ = call(t, "doctor", "--config", config)
-	want(t, out, "FAIL", "manager https", "manager mqtt       127.0.0.1:1: dial")
+	want(t, out, "FAIL", "manager https", "manager mqtt       127.0.0.1:1: dial", "manager mqtt on the https port 127.0.0.1:1: dial")
 
 	write(t, filepath.Join(filepath.Dir(config), "data"), "enrolment.json", "{")
 	_, out, _ = call(t, "doctor", "--config", config)
