@@ -101,7 +101,8 @@ func (e *refusalError) Error() string { return e.err.Error() }
 func (e *refusalError) Unwrap() error { return e.err }
 
 // refusal marks err if it is the answer of the other side. In TLS 1.3 a client
-// certificate is refused when the client's handshake is complete.
+// certificate is refused when the client's handshake is complete. A reset of the
+// connection may overtake that answer; then the other port gives it again.
 func refusal(c *tls.Conn, err error) error {
 	var code *ConnectError
 	var alert *net.OpError
