@@ -53,6 +53,8 @@ type Config struct {
 type Link struct {
 	c         Config
 	in, out   atomic.Uint64
+	resent    atomic.Uint64
+	once      uint64 // reports of this epoch below it went out at least once
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
 	keepAlive time.Duration
@@ -106,11 +108,20 @@ type Stats struct {
 	Connected bool
 	// Pending is how many reports have no receipt yet.
 	Pending int
+	// Epoch, First and Next are the numbers of the reports: the next one to be
+	// made is Next, those below First are receipted.
+	Epoch, First, Next uint64
+	// Resent is how many reports went out more than once, each time counted.
+	Resent uint64
 }
 
 // Stats returns the counters.
 func (l *Link) Stats() Stats {
-	return Stats{In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load(), Pending: l.c.Store.Len()}
+	epoch, first, next := l.c.Store.Numbers()
+	return Stats{
+		In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load(), Pending: int(next - first),
+		Epoch: epoch, First: first, Next: next, Resent: l.resent.Load(),
+	}
 }
 
 // Run keeps the line up until ctx is done, and then says goodbye and returns

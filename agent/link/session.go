@@ -193,7 +193,12 @@ func (s *session) send(now time.Time) error {
 		if err := s.c.publish(wire.Up{Epoch: s.epoch, Reports: reports}); err != nil {
 			return fmt.Errorf("send reports: %w", err)
 		}
+		from := s.sent
 		s.sent += uint64(len(reports))
+		if once := s.l.once; from < once {
+			s.l.resent.Add(min(s.sent, once) - from)
+		}
+		s.l.once = max(s.l.once, s.sent)
 		if s.resendAt.IsZero() {
 			s.interval = s.resend
 			s.resendAt = now.Add(s.interval)
@@ -393,6 +398,7 @@ func (s *session) newEpoch() error {
 	if err := s.l.c.Store.NewEpoch(); err != nil {
 		return stored(err)
 	}
+	s.l.once = 0
 	s.l.c.Resync(1)
 	return s.hello()
 }
