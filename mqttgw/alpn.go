@@ -51,9 +51,10 @@ type Shared struct {
 	target  func() netip.AddrPort // the MQTT listener; the zero value if there is none
 	web     chan net.Conn
 	slots   chan struct{}
-	closed  chan struct{}
-	close   func() error
-	dialed  atomic.Uint32
+	closed  chan struct{} // Close was called
+	shut    func()        // closes that
+	unbind  func() error  // closes the listener
+	dials   atomic.Uint32
 	live    atomic.Int64
 	conns   sync.WaitGroup
 }
@@ -64,10 +65,8 @@ func (b *Broker) Share(l net.Listener) *Shared {
 		l: l, broker: b, timeout: peekTimeout, linger: lingerTimeout, target: b.mqttTarget,
 		web: make(chan net.Conn), slots: make(chan struct{}, maxPeeks), closed: make(chan struct{}),
 	}
-	s.close = sync.OnceValue(func() error {
-		close(s.closed)
-		return l.Close()
-	})
+	s.shut = sync.OnceFunc(func() { close(s.closed) })
+	s.unbind = sync.OnceValue(l.Close)
 	return s
 }
 
@@ -86,7 +85,9 @@ func (b *Broker) mqttTarget() netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// Accept returns the next connection that is not for the broker.
+// Accept returns the next connection that is not for the broker. After the end
+// of Run there is none, and it waits for Close: it is for the HTTPS server to
+// say when it ends.
 func (s *Shared) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.web:
@@ -100,7 +101,10 @@ func (s *Shared) Accept() (net.Conn, error) {
 func (s *Shared) Addr() net.Addr { return s.l.Addr() }
 
 // Close closes the listener and has Run end.
-func (s *Shared) Close() error { return s.close() }
+func (s *Shared) Close() error {
+	s.shut()
+	return s.unbind()
+}
 
 // Conns returns the number of connections that are passed to the broker.
 func (s *Shared) Conns() int { return int(s.live.Load()) }
@@ -112,13 +116,15 @@ func (s *Shared) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.conns.Wait()
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = s.close() })()
+	defer context.AfterFunc(ctx, func() { _ = s.unbind() })()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for failures := 0; ; {
 		select {
 		case s.slots <- struct{}{}:
 		case <-s.closed:
+			return nil
+		case <-ctx.Done():
 			return nil
 		}
 		c, err := s.l.Accept()
@@ -142,6 +148,8 @@ func (s *Shared) Run(ctx context.Context) error {
 		case <-pause.C:
 		case <-s.closed:
 			return nil
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }
@@ -152,7 +160,7 @@ func (s *Shared) route(ctx context.Context, c net.Conn) {
 	defer stop()
 	hello := &recorder{Conn: c}
 	_ = c.SetReadDeadline(time.Now().Add(s.timeout))
-	mqtt := offersMQTT(hello)
+	mqtt := offersMQTT(ctx, hello)
 	_ = c.SetReadDeadline(time.Time{})
 	outer, tcp := c.(*net.TCPConn)
 	switch {
@@ -169,16 +177,18 @@ func (s *Shared) route(ctx context.Context, c net.Conn) {
 		case s.web <- &replayed{Conn: c, head: hello.buf.Bytes()}:
 		case <-s.closed:
 			_ = c.Close()
+		case <-ctx.Done():
+			_ = c.Close()
 		}
 	}
 }
 
 // offersMQTT reads a ClientHello, with the reader of crypto/tls.
-func offersMQTT(c net.Conn) (yes bool) {
+func offersMQTT(ctx context.Context, c net.Conn) (yes bool) {
 	_ = tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		yes = len(h.SupportedProtos) == 1 && h.SupportedProtos[0] == ALPN
 		return nil, errPeeked
-	}}).Handshake()
+	}}).HandshakeContext(ctx)
 	return yes
 }
 
@@ -276,7 +286,7 @@ func (s *Shared) dial(ctx context.Context) (*net.TCPConn, error) {
 	}
 	d := net.Dialer{Timeout: innerTimeout, KeepAlive: -1}
 	if a := target.Addr(); a.Is4() && a.IsLoopback() {
-		n := s.dialed.Add(1)
+		n := s.dials.Add(1)
 		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, byte(64|n>>16&63), byte(n>>8), byte(n))}
 	}
 	c, err := d.DialContext(ctx, "tcp", target.String())
