@@ -24,7 +24,7 @@ const (
 type routes struct {
 	mu      sync.Mutex
 	blocked map[string]bool
-	dialed  []string
+	turns   []string
 }
 
 func (w *routes) use(c *link.Config) {
@@ -32,7 +32,7 @@ func (w *routes) use(c *link.Config) {
 	c.Shared = shared
 	c.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		w.mu.Lock()
-		w.dialed = append(w.dialed, addr)
+		w.turns = append(w.turns, addr)
 		blocked := w.blocked[addr]
 		w.mu.Unlock()
 		if blocked {
@@ -51,8 +51,8 @@ func (w *routes) went(block ...string) []string {
 	for _, a := range block {
 		w.blocked[a] = true
 	}
-	went := w.dialed
-	w.dialed = nil
+	went := w.turns
+	w.turns = nil
 	return went
 }
 

@@ -3,7 +3,7 @@ package server_test
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
+	"errors"
 	"net"
 	"strings"
 	"testing"
@@ -45,7 +45,7 @@ func TestOnePortIsEnough(t *testing.T) {
 	servertest.Eventually(t, time.Minute, func() error {
 		r, err := m.API.GetTaskWithResponse(t.Context(), id, nil)
 		if err != nil || r.JSON200 == nil || r.JSON200.Status != client.TaskStatusSucceeded {
-			return fmt.Errorf("task: %v, %v", err, r)
+			return errors.Join(servertest.ErrNotYet, err)
 		}
 		return nil
 	})
@@ -61,13 +61,18 @@ func TestHTTPSPortTakesNoMQTTWhenToldSo(t *testing.T) {
 		m := servertest.Start(t, func(c *server.Config) { c.HTTP.MQTT = on })
 		config := m.TLS()
 		config.NextProtos = []string{"mqtt"}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", m.Config.HTTP.Listen)
-		if err == nil {
-			_ = c.Close()
+		handshake := func(addr string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return err
+			}
+			return c.Close()
 		}
-		if (err == nil) != on {
+		// The door opens a moment after the manager is ready.
+		servertest.Eventually(t, time.Minute, func() error { return handshake(m.Config.MQTT.Listen) })
+		if err := handshake(m.Config.HTTP.Listen); (err == nil) != on {
 			t.Errorf("http.mqtt: %v: handshake with ALPN mqtt: %v", on, err)
 		}
 		m.Stop()
