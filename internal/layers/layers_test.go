@@ -64,6 +64,10 @@ var forbidden = map[string][]string{
 		"pallas/events", "pallas/commands", "pallas/projections", "github.com/nats-io/", "github.com/mattn/go-sqlite3",
 		"github.com/danielgtaylor/huma", "github.com/vmware/govmomi/simulator",
 	},
+	"pallas/cmd/pallas-sim": {
+		"pallas/events", "pallas/commands", "pallas/projections", "pallas/internal/server", "github.com/nats-io/", "github.com/mattn/go-sqlite3",
+		"github.com/danielgtaylor/huma", "github.com/vmware/govmomi",
+	},
 	"pallas/cmd/pallas":  {"pallas/internal/server", "github.com/nats-io/nats-server", "github.com/mattn/go-sqlite3", "github.com/vmware/govmomi"},
 	"pallas/cmd/pallasd": {"github.com/vmware/govmomi", "pallas/agent"},
 }
