@@ -432,6 +432,9 @@ func TestReports(t *testing.T) {
 			p.down(wire.Down{Resend: &stale})
 			p.sent(0)
 		}
+		if s := r.link.Stats(); s.Resent != 4 || s.Epoch != epoch || s.First != 3 || s.Next != 9 {
+			r.t.Errorf("stats %+v, want 4 sent again and 3 to 8 waiting", s)
+		}
 	})
 	bubble("what the manager has is not sent again", t, func(_ *testing.T, r *rig) {
 		r.add(20)
