@@ -239,6 +239,27 @@ func (d *DB) Wait(ctx context.Context, position uint64) error {
 	}
 }
 
+// WaitReady returns when Run has brought the read model to where the log ended
+// at its start, or when the projection stands still, so that there is nothing
+// more to wait for. When ctx ends first it returns an error that wraps
+// ErrBehind and ctx's. A model that is being filled from nothing would answer
+// with a part of the fleet.
+func (d *DB) WaitReady(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		at, target, done, changed := d.position, d.target, d.reached || d.err != nil, d.changed
+		d.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the read model: %w at %d of %d: %w", ErrBehind, at, target, ctx.Err())
+		}
+	}
+}
+
 // update changes what mu guards and wakes everybody in Wait.
 func (d *DB) update(change func()) {
 	d.mu.Lock()

@@ -697,3 +697,41 @@ func TestVisibleSoon(t *testing.T) {
 		t.Errorf("visible after %s at best", best)
 	}
 }
+
+// gate is a log whose records do not come before it is opened.
+type gate struct {
+	events.Store
+	open chan struct{}
+}
+
+func (g gate) Follow(ctx context.Context, f events.Filter) iter.Seq2[events.Record, error] {
+	return func(yield func(events.Record, error) bool) {
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			yield(events.Record{}, ctx.Err())
+			return
+		}
+		g.Store.Follow(ctx, f)(yield)
+	}
+}
+
+// TestWaitReady fills a read model from nothing: it is not ready before it has
+// what the log had.
+func TestWaitReady(t *testing.T) {
+	l := newLog(t)
+	l.register(deviceA, "a")
+	l.register(deviceB, "b")
+	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
+	g := gate{l, make(chan struct{})}
+	run(t, d, g)
+	eventually(t, "the end of the log known", func() bool { return d.Status().Last == 2 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	is(t, d.WaitReady(ctx), ErrBehind)
+	close(g.open)
+	check(t, d.WaitReady(t.Context()))
+	if got := d.Status(); got.Position != 2 || !got.Ready {
+		t.Errorf("ready at %+v", got)
+	}
+}

@@ -103,9 +103,21 @@ func (w Window) of() projections.Window {
 	return projections.Window{Limit: w.Limit, Cursor: w.Cursor}
 }
 
-// wait returns when the read model has the position that a request asks for,
-// and which position it shows now.
+// wait returns when the read model is complete and has the position that a
+// request asks for, and which position it shows now.
 func (h *Handlers) wait(ctx context.Context, r Reading) (uint64, error) {
+	wctx, cancel := context.WithTimeout(ctx, waitTimeout)
+	defer cancel()
+	if err := h.cfg.DB.WaitReady(wctx); err != nil {
+		s := h.cfg.DB.Status()
+		return 0, httpapi.NewProblem(httpapi.KindBehind,
+			fmt.Sprintf("the read model is being built from the log and is at position %d of %d; try again", s.Position, s.Last))
+	}
+	return h.reach(ctx, r)
+}
+
+// reach is wait for those who want to see a read model that is being built.
+func (h *Handlers) reach(ctx context.Context, r Reading) (uint64, error) {
 	if r.At > h.cfg.DB.Position() {
 		wctx, cancel := context.WithTimeout(ctx, waitTimeout)
 		defer cancel()

@@ -31,7 +31,7 @@ func (h *Handlers) getStatus(ctx context.Context, in *struct{ Reading }) (*struc
 	Body httpapi.Status
 }, error,
 ) {
-	position, err := h.wait(ctx, in.Reading)
+	position, err := h.reach(ctx, in.Reading)
 	if err != nil {
 		return nil, err
 	}
