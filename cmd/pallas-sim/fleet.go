@@ -103,10 +103,11 @@ func (f *fleet) run(ctx context.Context) (result, error) {
 	f.res.End = footprint()
 	f.res.End.per(f.started, empty)
 	f.look()
+	end := f.now // without the goodbyes
 	stop()
 	running.Wait()
 	f.res.TotalSeconds = seconds(time.Since(f.began))
-	f.close(idle, left)
+	f.close(idle, end, left)
 	return f.res, nil
 }
 
@@ -288,14 +289,13 @@ func (f *fleet) show(phase string, now time.Time) {
 }
 
 // close makes up the books when all agents have stopped.
-func (f *fleet) close(idle scan, left int) {
+func (f *fleet) close(idle, end scan, left int) {
 	r, n := &f.res, uint64(max(f.started, 1))
 	problem := func(count int, format string) {
 		if count > 0 {
 			r.Problems = append(r.Problems, fmt.Sprintf(format, count))
 		}
 	}
-	connected, silent := r.Connected, f.now.silent // before they said goodbye
 	unopened := 0
 	for _, d := range f.devices[:f.started] {
 		st := d.agent.Stats()
@@ -313,17 +313,17 @@ func (f *fleet) close(idle scan, left int) {
 		r.books = append(r.books, account{device: d.agent.Device(), epoch: st.Epoch, begin: b.begin, first: st.First, next: st.Next, renewed: b.renewed})
 	}
 	f.look()
-	r.Started, r.Connected, r.Enrolled, r.Failed, r.Tasks = f.started, connected, f.now.enrolled, f.now.failed, f.now.tasks
+	r.Started, r.Enrolled, r.Failed, r.Tasks = f.started, f.now.enrolled, f.now.failed, f.now.tasks
 	r.Reports.Receipted = r.Reports.Made + r.Reports.Left - r.Reports.Pending
 	r.Reports.Resent, r.Sessions.Made = f.now.resent, f.now.sessions
 	r.Bytes = traffic{
-		InPerDevice: f.now.in / n, OutPerDevice: f.now.out / n,
-		RunIn: (f.now.in - idle.in) / n, RunOut: (f.now.out - idle.out) / n,
+		InPerDevice: end.in / n, OutPerDevice: end.out / n,
+		RunIn: (end.in - idle.in) / n, RunOut: (end.out - idle.out) / n,
 	}
 	r.Receipts.sum()
 	r.Warnings = f.warnings.all()
 	problem(f.o.devices-f.started, "%d devices were not started")
-	problem(silent, "%d devices were never connected")
+	problem(end.silent, "%d devices were never connected")
 	problem(unopened, "%d devices never looked at their host")
 	problem(f.now.failed, "%d agents ended by themselves")
 	problem(int(r.Reports.Pending), "%d reports have no receipt")
