@@ -140,7 +140,7 @@ func (f *fleet) change(ctx context.Context) {
 	}
 	changes := rand.New(rand.NewPCG(f.o.seed, 1))
 	cuts := rand.New(rand.NewPCG(f.o.seed, 2))
-	start := time.Now()
+	start, tried := time.Now(), 0
 	f.until(ctx, "run", func(now time.Time) bool {
 		passed := now.Sub(start)
 		over := f.o.duration > 0 && passed >= f.o.duration
@@ -152,9 +152,13 @@ func (f *fleet) change(ctx context.Context) {
 			d.change(now, alteration(changes, f.o.vms, f.res.Changes))
 			f.active[d] = true
 		}
-		for tried := int(f.o.churn * passed.Seconds()); f.res.Sessions.Cuts < tried; f.res.Sessions.Cuts++ {
+		for ; tried < int(f.o.churn*passed.Seconds()); tried++ {
 			// The next one that is connected, when this one is not.
-			for i, n := 0, cuts.IntN(f.started); i < f.started && !f.devices[(n+i)%f.started].cut(); i++ {
+			for i, n := 0, cuts.IntN(f.started); i < f.started; i++ {
+				if f.devices[(n+i)%f.started].cut() {
+					f.res.Sessions.Cuts++
+					break
+				}
 			}
 		}
 		f.gap(now, false)
