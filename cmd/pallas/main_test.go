@@ -96,6 +96,7 @@ func TestScripts(t *testing.T) {
 // setup gives a script the environment of an operator who has not logged in,
 // with the means to do so in $SERVER, $CA, $TOKEN and the file token.
 func (f *fixture) setup(env *testscript.Env) error {
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // a program built with -race waits a second at its end otherwise
 	for k, v := range map[string]string{
 		"SERVER": "https://" + f.manager.Config.HTTP.Listen, "CA": server.CAFile(f.manager.Config), "TOKEN": f.manager.Token,
 		"SHOP1": f.agents["shop-1"].Device(), "SHOP2": f.agents["shop-2"].Device(), "SHOP3": f.agents["shop-3"].Device(), "PALLAS_CONFIG": filepath.Join(env.WorkDir, "home", "config.yaml"),
