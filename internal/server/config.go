@@ -23,6 +23,7 @@ type Config struct {
 	Events  EventsConfig  `yaml:"events"`
 	Devices DevicesConfig `yaml:"devices"`
 	Log     LogConfig     `yaml:"log"`
+	Debug   DebugConfig   `yaml:"debug"`
 }
 
 // HTTPConfig is for the API.
@@ -148,6 +149,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("events.min_free: %d is too little, want at least %d (16 MiB): what is under way needs it", c.Events.MinFree, 16<<20)
 	case c.Devices.Window < 1 || c.Devices.Window > 1<<16:
 		return fmt.Errorf("devices.window: %d is out of range, want 1 to 65536", c.Devices.Window)
+	}
+	if err := c.Debug.validate(); err != nil {
+		return err
 	}
 	if _, err := c.Log.level(); err != nil {
 		return err

@@ -99,6 +99,14 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("http.listen: %w", err)
 	}
 	defer listener.Close() //nolint:errcheck // closed by the HTTP server as well
+	var debug net.Listener
+	if s.cfg.Debug.Listen != "" {
+		if debug, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Debug.Listen); err != nil {
+			return fmt.Errorf("debug.listen: %w", err)
+		}
+		defer debug.Close() //nolint:errcheck // closed by its HTTP server as well
+		s.log.Info("profiles are served", "url", "http://"+debug.Addr().String()+"/debug/pprof/")
+	}
 	if s.httpURL, err = s.publicURL(listener.Addr()); err != nil {
 		return err
 	}
@@ -190,6 +198,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
+	g.Go(func() error { return serveDebug(ctx, debug) })
 	g.Go(func() error { return s.serveHTTP(ctx, web, certificates, handler) })
 	close(s.ready)
 	s.log.Info("device manager is ready", "version", version.String(), "url", s.httpURL, "mqtt", s.mqttAddr)
