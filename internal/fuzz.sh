@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# Fuzzes every fuzz target of the module for a while each: internal/fuzz.sh 30s
+# Fuzzes every fuzz target of the module, one after another, each for FUZZTIME
+# (default 10m). What breaks one is written beside it, under testdata/fuzz, and
+# is a case of every test run from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time=${1:-30s}
-grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do
-  go test -list '^Fuzz' "$dir" | grep '^Fuzz' | while read -r target; do
+failed=()
+while read -r dir; do
+  targets=$(go test -list '^Fuzz' "$dir")
+  for target in $(grep '^Fuzz' <<<"$targets"); do
     echo "== $dir $target"
-    go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$dir"
+    go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10m}" "$dir" || failed+=("$dir $target")
   done
-done
+done < <(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u)
+if ((${#failed[@]} > 0)); then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi
