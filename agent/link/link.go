@@ -54,6 +54,7 @@ type Link struct {
 	c         Config
 	in, out   atomic.Uint64
 	resent    atomic.Uint64
+	receipts  atomic.Uint64
 	once      uint64 // reports of this epoch below it went out at least once
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
@@ -113,6 +114,8 @@ type Stats struct {
 	Epoch, First, Next uint64
 	// Resent is how many reports went out more than once, each time counted.
 	Resent uint64
+	// Receipts is how many were heard, also those that said nothing new.
+	Receipts uint64
 }
 
 // Stats returns the counters.
@@ -120,7 +123,7 @@ func (l *Link) Stats() Stats {
 	epoch, first, next := l.c.Store.Numbers()
 	return Stats{
 		In: l.in.Load(), Out: l.out.Load(), Sessions: l.sessions.Load(), Connected: l.welcomed.Load(), Pending: int(next - first),
-		Epoch: epoch, First: first, Next: next, Resent: l.resent.Load(),
+		Epoch: epoch, First: first, Next: next, Resent: l.resent.Load(), Receipts: l.receipts.Load(),
 	}
 }
 

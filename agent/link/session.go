@@ -361,6 +361,7 @@ func (s *session) settings(set wire.Settings) {
 }
 
 func (s *session) receipt(r wire.Receipt) {
+	s.l.receipts.Add(1)
 	if !s.l.c.Store.Receipt(r.Epoch, r.Seq) {
 		return
 	}
