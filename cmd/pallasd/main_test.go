@@ -149,6 +149,7 @@ func TestRefusals(t *testing.T) {
 		"wrong type":          {[2]string{"window: 1024", "window: many"}, exitUsage, "window"},
 		"log level":           {[2]string{"level: info", "level: loud"}, exitUsage, `log.level: "loud" is not`},
 		"url":                 {[2]string{`url: ""`, `url: "http://pallas.example.com"`}, exitUsage, "http.url"},
+		"rate":                {[2]string{`rate: 100`, `rate: -1`}, exitUsage, "http.rate"},
 		"listen":              {[2]string{`listen: "127.0.0.1:0"`, `listen: "nowhere"`}, exitUsage, "http.listen"},
 		"HTTP port in use":    {[2]string{`listen: "127.0.0.1:0"`, `listen: "` + busy.Addr().String() + `"`}, exitFailed, "address already in use"},
 		"MQTT port in use":    {[2]string{"mqtt:\n", "mqtt:\n  # busy\n"}, exitFailed, "address already in use"},

@@ -53,6 +53,8 @@ type Config struct {
 	Gatherer prometheus.Gatherer
 	// OpenMetrics serves /metrics without a token.
 	OpenMetrics bool
+	// Limits keep one caller from taking what all need.
+	Limits Limits
 	// Registerer takes the API's own metrics; may be nil.
 	Registerer prometheus.Registerer
 	// Log takes a line for each request. Required.
@@ -73,8 +75,8 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httpapi: register metrics: %w", err)
 	}
-	s := &server{cfg: cfg, mux: http.NewServeMux(), metrics: metrics}
-	api := newAPI(s.mux, s.authorize, checkRequest)
+	s := &server{cfg: cfg, mux: http.NewServeMux(), metrics: metrics, limits: newLimiter(cfg.Limits)}
+	api := newAPI(s.mux, s.admit, s.authorize, checkRequest)
 	for _, register := range cfg.Register {
 		register(api)
 	}
@@ -201,8 +203,9 @@ func complete(oapi *huma.OpenAPI, op *huma.Operation) {
 		}
 	}
 	delete(op.Responses, "default")
-	if public := op.Security != nil && len(op.Security) == 0; !public {
+	if !isPublic(op) {
 		problem(http.StatusUnauthorized)
+		problem(http.StatusTooManyRequests)
 	}
 	problem(http.StatusBadRequest)
 	if op.RequestBody != nil {
@@ -236,18 +239,24 @@ func stampProblem(ctx huma.Context, _ string, v any) (any, error) {
 	return &out, nil
 }
 
-// authorize lets a request pass that has a valid token, or whose operation is
-// public (an empty, not nil, security list).
-func (s *server) authorize(api huma.API) func(huma.Context, func(huma.Context)) {
+// authorize lets a request pass that has a valid token which is within its
+// limits, or whose operation is public (an empty, not nil, security list).
+func (s *server) authorize(huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		if op := ctx.Operation(); op.Security != nil && len(op.Security) == 0 {
+		if isPublic(ctx.Operation()) {
 			next(ctx)
 			return
 		}
 		r, w := humago.Unwrap(ctx)
-		if s.authenticated(w, r) {
-			next(ctx)
+		if !s.authenticated(w, r) {
+			return
 		}
+		leave, ok := s.admitCaller(w, r, ctx.Operation())
+		if !ok {
+			return
+		}
+		defer leave()
+		next(ctx)
 	}
 }
 
@@ -259,6 +268,12 @@ func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
 		requestOf(r.Context()).Principal = p
 		return true
 	case errors.Is(err, ErrUnauthorized):
+		source, now := SourceNetwork(requestOf(r.Context()).Source), s.cfg.Now()
+		if wait := s.limits.failures.Wait(source, now); wait > 0 {
+			s.shed(w, r, "failures", NewProblem(KindTooMany, "too many requests without a valid token came from this address"), wait)
+			return false
+		}
+		s.limits.failures.Charge(source, now, 1)
 		w.Header().Set("WWW-Authenticate", `Bearer realm="pallas"`)
 		writeProblem(w, r, NewProblem(KindUnauthorized, "send a valid API token as \"Authorization: Bearer <token>\""))
 	default:

@@ -69,6 +69,7 @@ type manager struct {
 	t        *testing.T
 	url      string
 	token    string
+	creds    *auth.Credentials
 	client   *http.Client
 	store    events.Store
 	commands *commands.Dispatcher
@@ -114,7 +115,7 @@ func start(t *testing.T, opts ...option) *manager {
 	must(t, err)
 	real, err := jsstore.Open(t.Context(), jsstore.Config{Conn: nc})
 	must(t, err)
-	m := &manager{t: t, token: token, store: o.store(real), logged: &logBuffer{}}
+	m := &manager{t: t, token: token, creds: creds, store: o.store(real), logged: &logBuffer{}}
 	logger := slog.New(slog.NewJSONHandler(m.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
 	m.commands, err = commands.New(commands.Config{Store: m.store, Now: time.Now})
@@ -177,6 +178,14 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// newToken makes a token of another user.
+func (m *manager) newToken(user string) string {
+	m.t.Helper()
+	token, err := m.creds.CreateToken(m.t.Context(), user)
+	must(m.t, err)
+	return token
 }
 
 // answer is an HTTP answer with its body read.

@@ -60,9 +60,10 @@ var (
 	KindMediaType     = Kind{http.StatusUnsupportedMediaType, "unsupported-media-type", "The body's media type is not supported", "Send application/json (or application/merge-patch+json where an operation takes a merge patch)."}
 	KindNotAcceptable = Kind{http.StatusNotAcceptable, "not-acceptable", "The answer cannot be given in that form", "The Accept header permits none of the operation's media types."}
 	KindInvalid       = Kind{http.StatusUnprocessableEntity, "invalid", "The request is not valid", "A field is missing, unknown, of the wrong type or out of range; errors lists them all. Nothing was changed."}
-	KindTooMany       = Kind{http.StatusTooManyRequests, "too-many-requests", "Too many requests", "Enrolment was tried too often from this address, or failed too often in all. Try again after the seconds of Retry-After."}
+	KindTooMany       = Kind{http.StatusTooManyRequests, "too-many-requests", "Too many requests", "The user has sent more than http.rate requests a second or has too many under way, too many requests without a valid token came from this address, or enrolment was tried too often from it or failed too often in all. Nothing was done. Try again after the seconds of Retry-After."}
 	KindInternal      = Kind{http.StatusInternalServerError, "internal", "Something went wrong inside the manager", "A defect. The manager's log has the cause under the request id."}
 	KindUnavailable   = Kind{http.StatusServiceUnavailable, "unavailable", "The manager cannot answer now", "The event log or another part did not answer. Whether a change was made is not known: send the same request again, with the same Idempotency-Key."}
+	KindOverloaded    = Kind{http.StatusServiceUnavailable, "overloaded", "The manager is busy", "Too many requests are being answered at the same time, or too many event streams are open. Nothing was done. Try again after the seconds of Retry-After."}
 	KindBehind        = Kind{http.StatusServiceUnavailable, "behind", "The read model is behind", "The position in the Pallas-Position request header did not arrive in the read model within 5 seconds. The change is safe in the log; ask again."}
 	KindNoSpace       = Kind{http.StatusInsufficientStorage, "no-space", "The event log is full", "The log's disk or limit is full. Nothing was changed; reads go on. Make room."}
 )
@@ -71,7 +72,7 @@ var (
 func Kinds() []Kind {
 	return []Kind{
 		KindMalformed, KindUnauthorized, KindDenied, KindNotFound, KindMethod, KindNotAcceptable, KindTimeout, KindConflict, KindStale,
-		KindTooLarge, KindMediaType, KindInvalid, KindTooMany, KindInternal, KindUnavailable, KindBehind, KindNoSpace,
+		KindTooLarge, KindMediaType, KindInvalid, KindTooMany, KindInternal, KindUnavailable, KindOverloaded, KindBehind, KindNoSpace,
 	}
 }
 

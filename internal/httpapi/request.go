@@ -48,6 +48,7 @@ type Request struct {
 
 	cause  error // of an error answer, for the log
 	broken bool  // the body could not be read
+	shed   bool  // not let in
 }
 
 // body notes when a request's body breaks off, which is the client's fault.

@@ -20,11 +20,13 @@ type server struct {
 	cfg     Config
 	mux     *http.ServeMux
 	metrics *metrics
+	limits  *limiter
 }
 
 type metrics struct {
 	requests *prometheus.HistogramVec
 	active   prometheus.Gauge
+	shed     *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -34,11 +36,15 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"route", "status"}),
 		active: prometheus.NewGauge(prometheus.GaugeOpts{Name: "pallas_http_requests_active", Help: "Requests being answered, event streams included."}),
+		shed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pallas_http_requests_shed_total",
+			Help: "Requests that were not let in, by reason: rate or concurrency of a user, failures of a source, or overloaded.",
+		}, []string{"reason"}),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.active} {
+	for _, c := range []prometheus.Collector{m.requests, m.active, m.shed} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -124,8 +130,9 @@ func (s *server) finish(r *http.Request, req *Request, w *recorder, route string
 		attrs = append(attrs, slog.String("error", req.cause.Error()))
 		level = slog.LevelError
 	}
-	if !strings.HasPrefix(route, "GET "+Prefix) && r.Method == http.MethodGet && level == slog.LevelInfo {
-		level = slog.LevelDebug // probes, metrics and pages come often and say little
+	page := !strings.HasPrefix(route, "GET "+Prefix) && r.Method == http.MethodGet
+	if level == slog.LevelInfo && (page || req.shed) {
+		level = slog.LevelDebug // probes, metrics, pages and what is shed come often and say little
 	}
 	s.cfg.Log.LogAttrs(r.Context(), level, "http request", attrs...)
 }

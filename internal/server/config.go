@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"pallas/internal/config"
+	"pallas/internal/httpapi"
 )
 
 // Config is the configuration of the device manager, as the file of pallasd
@@ -36,6 +37,9 @@ type HTTPConfig struct {
 	// MQTT has the port take MQTT as well, from clients that ask for it by the
 	// ALPN name "mqtt". Agents come here when they cannot reach MQTT's own port.
 	MQTT bool `yaml:"mqtt"`
+	// Rate is how many requests a second a user may send to the API, with a
+	// burst of twice as many; 0 means as many as the manager can answer.
+	Rate float64 `yaml:"rate"`
 }
 
 // MQTTConfig is for the device door.
@@ -92,7 +96,7 @@ type LogConfig struct {
 // Defaults returns the configuration that an empty file means.
 func Defaults() Config {
 	return Config{
-		HTTP:   HTTPConfig{Listen: ":8443", MQTT: true},
+		HTTP:   HTTPConfig{Listen: ":8443", MQTT: true, Rate: httpapi.DefaultRate},
 		MQTT:   MQTTConfig{Listen: ":8883"},
 		Events: EventsConfig{Sync: config.Duration(time.Second), MinFree: 256 << 20},
 		Devices: DevicesConfig{
@@ -143,6 +147,8 @@ func (c Config) Validate() error {
 		}
 	}
 	switch {
+	case c.HTTP.Rate < 0 || c.HTTP.Rate > 1e6 || (c.HTTP.Rate > 0 && c.HTTP.Rate < 0.5):
+		return fmt.Errorf("http.rate: %g is out of range, want 0.5 to 1000000, or 0 for no limit", c.HTTP.Rate)
 	case c.Events.MaxBytes < 0:
 		return fmt.Errorf("events.max_bytes: %d is negative", c.Events.MaxBytes)
 	case c.Events.MinFree < 16<<20:

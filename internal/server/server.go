@@ -242,6 +242,7 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 	}
 	return httpapi.New(httpapi.Config{
 		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry,
+		Limits: httpapi.Limits{Rate: s.cfg.HTTP.Rate},
 		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), s.disk},
 		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{

@@ -97,6 +97,7 @@ func New(t testing.TB, change ...func(*server.Config)) *Manager {
 	m.Config.Devices.Grace = config.Duration(5 * time.Second)
 	m.Config.Events.Sync = config.Duration(100 * time.Millisecond)
 	m.Config.Log.Level = "warn"
+	m.Config.HTTP.Rate = 0 // a test asks as often as it likes
 	for _, f := range change {
 		f(&m.Config)
 	}

@@ -6,26 +6,6 @@ import (
 	"time"
 )
 
-func TestNetwork(t *testing.T) {
-	for _, tc := range []struct {
-		a, b string
-		same bool
-	}{
-		{"192.0.2.1", "192.0.2.1", true},
-		{"192.0.2.1", "192.0.2.2", false},
-		{"192.0.2.1", "::ffff:192.0.2.1", true},
-		{"2001:db8::1", "2001:db8::ffff:1", true},
-		{"2001:db8::1", "2001:db8:0:1::1", false},
-		{"fe80::1%eth0", "fe80::1%eth1", true},
-		{"garbage", "", true},
-		{"garbage", "0.0.0.0", false},
-	} {
-		if got := network(tc.a) == network(tc.b); got != tc.same {
-			t.Errorf("%s and %s are one source: %v, want %v", tc.a, tc.b, got, tc.same)
-		}
-	}
-}
-
 // However many sources there are, memory is bounded; what is still known is
 // still limited.
 func TestLimiterIsBounded(t *testing.T) {

@@ -38,7 +38,7 @@ func (a *app) connect(t profile) (*session, error) {
 		ca = []byte(t.CA)
 	}
 	var err error
-	if s.api, err = client.ConnectPEM(t.Server, ca, string(t.Token), s.position.Option); err != nil {
+	if s.api, err = client.ConnectPEM(t.Server, ca, string(t.Token), new(client.Retry).Option, s.position.Option); err != nil {
 		return nil, usagef("%v", err)
 	}
 	return s, nil
