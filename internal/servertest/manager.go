@@ -332,6 +332,9 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
+// Addr is where the proxy listens.
+func (p *Proxy) Addr() string { return p.l.Addr().String() }
+
 // Dial sends every connection through the proxy, whatever its address.
 func (p *Proxy) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if addr != p.target {
