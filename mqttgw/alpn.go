@@ -247,11 +247,13 @@ func (s *Shared) pass(ctx context.Context, outer *net.TCPConn, hello []byte) err
 	from := inner.LocalAddr().(*net.TCPAddr).AddrPort()
 	s.broker.origins.add(from, outer.RemoteAddr().(*net.TCPAddr).AddrPort())
 	s.broker.watchPeer(outer)
+	socket := s.broker.meter.await(from, outer)
 	sp := &spliced{outer: outer, inner: inner, linger: s.linger, stall: s.broker.cfg.UserTimeout}
 	stop := context.AfterFunc(ctx, sp.shut)
 	s.live.Add(1)
 	end := func() {
 		stop()
+		s.broker.meter.read(socket)
 		sp.shut()
 		s.broker.origins.remove(from)
 		s.live.Add(-1)
@@ -400,6 +402,14 @@ func (o *origins) remove(seen netip.AddrPort) {
 	delete(o.real, plain(seen))
 }
 
+// passed says whether a connection came through a shared port and is there.
+func (o *origins) passed(seen netip.AddrPort) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	_, ok := o.real[plain(seen)]
+	return ok
+}
+
 // of returns the real address; seen itself when the connection was not passed.
 // The zero value says that it was and has ended.
 func (o *origins) of(seen netip.AddrPort) netip.AddrPort {
@@ -453,12 +463,8 @@ const noAddress = "unknown"
 // address returns the host that a connection of the broker comes from. host is
 // what the broker takes it for.
 func (b *Broker) address(conn uint64, host string) string {
-	if srv := b.server(); srv != nil {
-		if c := srv.GetClient(conn); c != nil {
-			if tcp, ok := c.RemoteAddress().(*net.TCPAddr); ok {
-				return b.origins.host(host, tcp.Port)
-			}
-		}
+	if seen, ok := b.seen(conn); ok {
+		return b.origins.host(host, int(seen.Port()))
 	}
 	// It has ended. Only that it is not a passed one can still be known.
 	if seen, err := netip.ParseAddr(host); err == nil && seen.Unmap() == b.mqttTarget().Addr() {

@@ -132,6 +132,9 @@ func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestCl
 		g.dropConn(id, conn)
 		return nil, err
 	}
+	if seen, ok := g.broker.seen(conn); ok {
+		g.broker.meter.adopt(seen, conn, id)
+	}
 	user := jwt.NewUserClaims(req.UserNkey)
 	user.Audience = accountDevices
 	user.Name = string(id)

@@ -92,6 +92,7 @@ type Broker struct {
 	// refused counts connections and packets that were turned away, by reason.
 	refused *prometheus.CounterVec
 	origins origins // of connections that come through a shared port
+	meter   *meter  // of what connections cost
 
 	open atomic.Bool // whether the door lets anybody in
 
@@ -113,7 +114,7 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 	if cfg.UserTimeout == 0 {
 		cfg.UserTimeout = 2 * time.Minute
 	}
-	b := &Broker{cfg: cfg, keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+	b := &Broker{cfg: cfg, meter: newMeter(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
@@ -313,6 +314,7 @@ func (b *Broker) tlsConfig() *tls.Config {
 			return nil, errClosedDoor
 		}
 		b.watchPeer(hello.Conn)
+		b.awaitPeer(hello)
 		if inner == nil {
 			return nil, nil
 		}
@@ -418,6 +420,7 @@ func (b *Broker) MQTTConns() int {
 // not there is no error.
 func (b *Broker) Kick(conn uint64) {
 	if srv := b.server(); srv != nil {
+		b.meter.count(conn)
 		_ = srv.DisconnectClientByID(conn)
 	}
 }

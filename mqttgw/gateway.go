@@ -47,6 +47,11 @@ type Config struct {
 	// the device sends it again. 0 means 200 and 1,000.
 	Rate  float64
 	Burst int
+	// Usage keeps what the devices' connections cost; nil means nobody does. It
+	// gets what is new each UsageInterval (0 means 5 minutes), and when the day
+	// or Run ends.
+	Usage         UsageLog
+	UsageInterval time.Duration
 	// Workers is the number of devices served at the same time; 0 means 16.
 	Workers int
 	Log     *slog.Logger
@@ -112,6 +117,9 @@ func New(cfg Config) (*Gateway, error) {
 	def(&cfg.Settings.Resend, 5000)
 	def(&cfg.Burst, 1000)
 	def(&cfg.Workers, 16)
+	if cfg.UsageInterval == 0 {
+		cfg.UsageInterval = 5 * time.Minute
+	}
 	if cfg.Rate == 0 {
 		cfg.Rate = 200
 	}
@@ -122,6 +130,8 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, errors.New("gateway: Commands is missing")
 	case cfg.ReceiptDelay < 0:
 		return nil, fmt.Errorf("gateway: ReceiptDelay is %v, want 0 or more", cfg.ReceiptDelay)
+	case cfg.UsageInterval < 0:
+		return nil, fmt.Errorf("gateway: UsageInterval is %v, want 0 or more", cfg.UsageInterval)
 	case cfg.Rate < 0 || cfg.Burst < 1 || cfg.Workers < 1:
 		return nil, fmt.Errorf("gateway: Rate %v, Burst %d, Workers %d: want positive numbers", cfg.Rate, cfg.Burst, cfg.Workers)
 	case cfg.Burst < 1+wire.MaxPacket/packetUnit:
@@ -146,7 +156,7 @@ func New(cfg Config) (*Gateway, error) {
 		sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pallas_device_sessions", Help: "Devices that have a session.",
 		}, func() float64 { return float64(g.Sessions()) })
-		for _, c := range []prometheus.Collector{g.broker.refused, g.reports, g.receipts, sessions} {
+		for _, c := range []prometheus.Collector{g.broker.refused, g.broker.meter.bytes, g.broker.meter.dropped, g.reports, g.receipts, sessions} {
 			if err := r.Register(c); err != nil {
 				return nil, fmt.Errorf("gateway: register metrics: %w", err)
 			}
@@ -181,6 +191,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	requests := make(chan *nats.Msg, calloutQueue)
 	wg.Go(func() { g.answerCallouts(work, requests) })
+	wg.Go(func() { g.countUsage(work) })
 	// Each defer undoes what came before it: nothing is sent on requests any
 	// more when it is closed.
 	var subs []*nats.Subscription

@@ -106,6 +106,7 @@ func (sh *shard) packets(ctx context.Context, s *session, in [][]byte, size int)
 		}
 		if up.Bye != nil {
 			flush()
+			sh.g.broker.meter.count(s.live.Conn)
 			sh.mu.Lock()
 			s.reason = "device said goodbye: " + clip(up.Bye.Reason)
 			sh.mu.Unlock()
@@ -176,6 +177,7 @@ func (sh *shard) hello(ctx context.Context, s *session, version int, h wire.Hell
 	}
 	s.resentFor, s.resyncAt = 0, time.Time{}
 	sh.welcome(s, now)
+	sh.g.broker.meter.count(s.live.Conn) // the handshake, should the connection end at once
 	connected()
 	if s.next > h.First {
 		sh.covered(s, now)

@@ -190,6 +190,7 @@ func (sh *shard) remove(id events.DeviceID, conn uint64) *session {
 // endConn handles the end of a connection. It runs in the worker, as greet
 // does, so that Presence hears of both in order.
 func (sh *shard) endConn(id events.DeviceID, conn uint64, reason string) {
+	sh.g.broker.meter.end(conn)
 	sh.mu.Lock()
 	s := sh.remove(id, conn)
 	ended := s != nil && s.greeted && s.live.Conn == conn
