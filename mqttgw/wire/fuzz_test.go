@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"runtime/metrics"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,6 +18,22 @@ func hexOf(b []byte) string { return hex.EncodeToString(b) }
 // decodeErrors are all that a decoder may answer.
 func decodeError(err error) bool {
 	return errors.Is(err, wire.ErrMalformed) || errors.Is(err, wire.ErrTooLarge) || errors.Is(err, wire.ErrVersion)
+}
+
+// bounded demands that decoding takes memory by what arrived, not by what it
+// claims to hold.
+func bounded[T any](t *testing.T, b []byte, decode func([]byte) (T, error)) (T, error) {
+	t.Helper()
+	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(allocated)
+	before := allocated[0].Value.Uint64()
+	v, err := decode(b)
+	metrics.Read(allocated)
+	// The runtime counts in spans, and a report of one byte is a struct of 200.
+	if n, most := allocated[0].Value.Uint64()-before, uint64(1<<20+400*len(b)); n > most {
+		t.Fatalf("%d bytes took %d of memory, want at most %d", len(b), n, most)
+	}
+	return v, err
 }
 
 // Whatever arrives, decoding ends in a packet that can be encoded again and in
@@ -32,7 +50,7 @@ func FuzzDecodeUp(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		describe(t, b, wire.UpDirection)
-		u, err := wire.DecodeUp(b)
+		u, err := bounded(t, b, wire.DecodeUp)
 		if err != nil {
 			if !decodeError(err) {
 				t.Fatal(err)
@@ -82,7 +100,7 @@ func FuzzDecodeDown(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		describe(t, b, wire.DownDirection)
-		d, err := wire.DecodeDown(b)
+		d, err := bounded(t, b, wire.DecodeDown)
 		if err != nil {
 			if !decodeError(err) {
 				t.Fatal(err)
@@ -134,6 +152,20 @@ func FuzzParseJoin(f *testing.F) {
 		}
 		if _, err := wire.DescribeJoin(s); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// A subject has a device only if it is the subject of one of its topics.
+func FuzzDeviceOfSubject(f *testing.F) {
+	const id = "6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f"
+	for _, s := range []string{"", wire.Subject(wire.UpTopic(id)), wire.Subject(wire.DownTopic(id)), wire.UpTopic(id), "d..u", "d.a.b.c", "d.*.u", "$SYS.x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := wire.DeviceOfSubject(s)
+		if strings.ContainsAny(got, ".") || (got != "" && !strings.HasPrefix(s, "d."+got+".")) {
+			t.Fatalf("%q is of device %q", s, got)
 		}
 	})
 }

@@ -692,37 +692,6 @@ func manyKeys(n int) map[int]int {
 	return m
 }
 
-// The budgets of a manager with 100,000 devices.
-func TestAllocations(t *testing.T) {
-	for _, tc := range []struct {
-		golden string
-		most   float64
-	}{
-		{"up-vm-patch", 20},
-		{"up-tasks", 20},
-		{"up-vm", 30},
-		{"up-hello", 10},
-	} {
-		b := goldenBytes(t, tc.golden)
-		n := testing.AllocsPerRun(100, func() {
-			if _, err := wire.DecodeUp(b); err != nil {
-				t.Fatal(err)
-			}
-		})
-		if n > tc.most {
-			t.Errorf("decode %s: %v allocations, budget %v", tc.golden, n, tc.most)
-		}
-	}
-	d := wire.Down{Version: 1, Receipt: &wire.Receipt{Epoch: 5, Seq: 6}}
-	if n := testing.AllocsPerRun(100, func() {
-		if _, err := wire.EncodeDown(d); err != nil {
-			t.Fatal(err)
-		}
-	}); n > 6 {
-		t.Errorf("encode a receipt: %v allocations", n)
-	}
-}
-
 func TestClip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := string(rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "bytes")) + strings.Repeat(rapid.SampledFrom([]string{"", "x", "é", "€", "🚀"}).Draw(t, "rune"), rapid.IntRange(0, 2100).Draw(t, "n"))
