@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -41,6 +42,7 @@ const (
 	reasonUnknown     = "unknown_device"
 	reasonKey         = "unknown_key"
 	reasonRetired     = "retired"
+	reasonPenalty     = "penalty"
 	reasonUnavailable = "unavailable"
 )
 
@@ -103,7 +105,11 @@ func (g *Gateway) answerCallout(ctx context.Context, m *nats.Msg) {
 			r = &refusedError{reasonUnavailable, err}
 		}
 		g.broker.refuse(r.reason)
-		g.log.Info("device refused", "reason", r.reason, "detail", r.err,
+		level := slog.LevelInfo
+		if r.reason == reasonPenalty { // the log has the penalty
+			level = slog.LevelDebug
+		}
+		g.log.Log(ctx, level, "device refused", "reason", r.reason, "detail", r.err,
 			"client", clip(req.ClientInformation.MQTT), "address", req.ClientInformation.Host)
 		resp.Error = r.reason
 	}
@@ -123,6 +129,9 @@ func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestCl
 	id, cert, err := identify(req, now)
 	if err != nil {
 		return nil, err
+	}
+	if wait := g.penalties.left(id, now); wait > 0 {
+		return nil, refuse(reasonPenalty, "device is kept out for another %v", wait.Round(time.Second))
 	}
 	// The connection is noted before the device is looked up: whoever retires
 	// the device in between finds the connection and closes it.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,8 +73,6 @@ const (
 	// reconcileEvery is how often the sessions are compared with the broker's
 	// connections: its events may be lost.
 	reconcileEvery = time.Minute
-	// floodKick is how many packets beyond the rate cost a device its session.
-	floodKick = 20_000
 )
 
 // Gateway stands between devices and the write side.
@@ -94,8 +93,11 @@ type Gateway struct {
 	// devices is the connection that packets go through; set by Run.
 	devices atomic.Pointer[nats.Conn]
 
+	penalties *penalties
+
 	reports  prometheus.Counter
 	receipts prometheus.Counter
+	punished prometheus.Counter
 }
 
 // New checks the configuration.
@@ -134,14 +136,18 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, fmt.Errorf("gateway: UsageInterval is %v, want 0 or more", cfg.UsageInterval)
 	case cfg.Rate < 0 || cfg.Burst < 1 || cfg.Workers < 1:
 		return nil, fmt.Errorf("gateway: Rate %v, Burst %d, Workers %d: want positive numbers", cfg.Rate, cfg.Burst, cfg.Workers)
-	case cfg.Burst < 1+wire.MaxPacket/packetUnit:
-		return nil, fmt.Errorf("gateway: Burst is %d, want at least %d so that the largest packet passes", cfg.Burst, 1+wire.MaxPacket/packetUnit)
+	case cfg.Burst < minBurst:
+		return nil, fmt.Errorf("gateway: Burst is %d, want at least %d so that the largest packet passes", cfg.Burst, minBurst)
 	case cfg.Settings.Window < 1 || cfg.Settings.KeepAlive < 1 || cfg.Settings.Reconcile < 1 || cfg.Settings.Resend < 1:
 		return nil, fmt.Errorf("gateway: Settings %+v: want positive numbers", cfg.Settings)
 	}
 	g := &Gateway{
 		broker: cfg.Broker, commands: cfg.Commands, presence: cfg.Presence, cfg: cfg, log: cfg.Log, now: cfg.Now,
 		seed: maphash.MakeSeed(), maxQueue: max(minQueue, 2*cfg.Settings.Window), done: make(chan struct{}),
+		penalties: newPenalties(),
+		punished: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pallas_device_penalties_total", Help: "How often a device was closed and kept out for a while because it flooded.",
+		}),
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pallas_device_reports_total", Help: "Reports of devices that were taken, repeats not counted.",
 		}),
@@ -156,7 +162,7 @@ func New(cfg Config) (*Gateway, error) {
 		sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pallas_device_sessions", Help: "Devices that have a session.",
 		}, func() float64 { return float64(g.Sessions()) })
-		for _, c := range []prometheus.Collector{g.broker.refused, g.broker.meter.bytes, g.broker.meter.dropped, g.reports, g.receipts, sessions} {
+		for _, c := range []prometheus.Collector{g.broker.refused, g.broker.meter.bytes, g.broker.meter.dropped, g.reports, g.receipts, g.punished, sessions} {
 			if err := r.Register(c); err != nil {
 				return nil, fmt.Errorf("gateway: register metrics: %w", err)
 			}
@@ -257,6 +263,9 @@ func (g *Gateway) disconnected(data []byte) {
 	id, err := events.ParseDeviceID(ev.Client.MQTTClient)
 	if err != nil || ev.Client.ClientType != "mqtt" {
 		return // one of this process's own connections
+	}
+	if slices.Contains(abuses, ev.Reason) {
+		g.punish(id, ev.Reason)
 	}
 	sh := g.shard(id)
 	sh.do(func() { sh.endConn(id, ev.Client.ID, ev.Reason) })

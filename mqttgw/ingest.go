@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -44,14 +43,12 @@ func (g *Gateway) intake(subject string, data []byte) {
 		return
 	}
 	var reason string
-	var kick []uint64
+	kick := false
+	now := g.now()
 	switch {
-	case !s.limiter.AllowN(g.now(), 1+len(data)/packetUnit):
+	case !s.limiter.AllowN(now, 1+len(data)/packetUnit):
 		reason = "flood"
-		if s.flood++; s.flood%floodKick == 0 {
-			s.reason = "sent far more than the permitted rate"
-			kick = slices.Clone(s.conns)
-		}
+		kick = s.excess(now)
 	case len(s.in) >= g.maxQueue, g.queuedBytes.Load() > maxQueuedBytes:
 		reason = "overload"
 	default:
@@ -66,9 +63,8 @@ func (g *Gateway) intake(subject string, data []byte) {
 		return
 	}
 	g.broker.refuse(reason)
-	for _, c := range kick {
-		g.log.Warn("device closed", "device", id, "conn", c, "reason", reason)
-		g.broker.Kick(c)
+	if kick {
+		g.punish(id, whyFlood)
 	}
 }
 
@@ -90,7 +86,7 @@ func (sh *shard) packets(ctx context.Context, s *session, in [][]byte, size int)
 			sh.unreadable(s, err)
 			continue
 		}
-		if up.Hello != nil {
+		if up.Hello != nil && sh.mayGreet(s) {
 			flush()
 			err := sh.hello(ctx, s, up.Version, *up.Hello)
 			if ok = err == nil; !ok {

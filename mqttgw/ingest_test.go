@@ -1,10 +1,12 @@
 package mqttgw
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -521,10 +523,14 @@ func TestGatewayRestart(t *testing.T) {
 	expect(t, "log", dev.inventory(), []string{"1 VMObserved", "2 VMObserved"})
 }
 
-// One device that sends as fast as it can does not keep others waiting, and
-// loses its session in the end.
+// One device that sends as fast as it can does not keep others waiting. It
+// loses its session in the end, and is kept out for a while.
 func TestFloodStarvesNobody(t *testing.T) {
-	d := newDoor(t, func(c *Config) { c.Workers = 1 }) // both in one line
+	var skipped atomic.Int64 // what the clock is ahead
+	d := newDoor(t, func(c *Config) {
+		c.Workers = 1 // both in one line
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(skipped.Load())) }
+	})
 	bad, good := d.device(), d.device()
 	flood, _ := bad.connect(wireHello())
 	c, _ := good.connect(wireHello())
@@ -559,6 +565,99 @@ func TestFloodStarvesNobody(t *testing.T) {
 	flood.waitClosed(patience)
 	wg.Wait()
 	expect(t, "entries of the flooder", len(bad.inventory()), 0)
+	expect(t, "return code of the flooder's next connect", bad.dial(connectOptions{client: string(bad.id)}).code, byte(5))
+	expect(t, "refusals of the flooder", d.refusals(reasonPenalty), 1)
+	if n := strings.Count(d.logs.String(), "device kept out"); n != 1 {
+		t.Errorf("%d lines of the log tell of the penalty, want 1", n)
+	}
+	if c.isClosed() {
+		t.Error("the other device lost its session")
+	}
+	skipped.Store(int64(firstPenalty))
+	again, w := bad.connect(wireHello())
+	expect(t, "the next sequence of the flooder", w.Next, uint64(1))
+	again.report(vm(1, "vm-1", "x"))
+	again.receipt(1)
+}
+
+// What no working agent does costs a device its connection and a while.
+func TestAbuseIsKeptOut(t *testing.T) {
+	for name, abuse := range map[string]func(*client){
+		"a packet larger than the broker takes": func(c *client) {
+			c.publish(wire.UpTopic(string(c.dev.id)), make([]byte, 2<<20), 0, false)
+		},
+		"no MQTT": func(c *client) { c.write(bytes.Repeat([]byte{0xF7, 0xFF, 0xFF}, 100)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoor(t)
+			dev := d.device()
+			c, _ := dev.connect(wireHello())
+			abuse(c)
+			c.waitClosed(patience)
+			eventually(t, "the device is kept out", func() bool { return d.gateway.penalties.left(dev.id, time.Now()) > 0 })
+			expect(t, "return code", dev.dial(connectOptions{client: string(dev.id)}).code, byte(5))
+		})
+	}
+}
+
+// A Hello is dear: a flood of them is limited more than one of reports, and
+// what comes after it still works.
+func TestFloodOfHello(t *testing.T) {
+	d := newDoor(t, func(c *Config) { c.Rate, c.Burst = 1, 200 })
+	c, _ := d.device().connect(wireHello())
+	for range 100 {
+		c.hello(wireHello())
+	}
+	c.ping()
+	eventually(t, "the flood is noticed", func() bool { return d.refusals("flood") > 0 })
+	welcomes := 0
+	for _, p := range c.drain() {
+		if p.Welcome != nil {
+			welcomes++
+		}
+	}
+	if most := 200 / helloCost; welcomes >= most {
+		t.Errorf("%d of 100 are welcomed, want less than %d", welcomes, most)
+	}
+	other, _ := d.device().connect(wireHello())
+	other.report(vm(1, "vm-1", "x"))
+	other.receipt(1)
+}
+
+func TestPenalties(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	p := newPenalties()
+	const dev = events.DeviceID("6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f")
+	for _, want := range []time.Duration{firstPenalty, 2 * firstPenalty, 4 * firstPenalty} {
+		got, ok := p.add(dev, now)
+		if !ok || got != want || p.left(dev, now) != want {
+			t.Fatalf("kept out for %v, want %v", got, want)
+		}
+		if _, again := p.add(dev, now.Add(want-1)); again {
+			t.Error("punished twice for the same")
+		}
+		if left := p.left(dev, now.Add(want)); left != 0 {
+			t.Errorf("still kept out for %v", left)
+		}
+		now = now.Add(want)
+	}
+	for range 20 {
+		wait, _ := p.add(dev, now)
+		now = now.Add(wait)
+	}
+	if wait, _ := p.add(dev, now); wait != maxPenalty {
+		t.Errorf("in the end kept out for %v, want %v", wait, maxPenalty)
+	}
+	now = now.Add(maxPenalty + forgiveAfter)
+	if wait, _ := p.add(dev, now); wait != firstPenalty {
+		t.Errorf("after a good hour kept out for %v, want %v", wait, firstPenalty)
+	}
+	for range 2 * maxPenalties {
+		p.add(events.DeviceID(events.NewID()), now)
+	}
+	if n := p.devices.Len(); n != maxPenalties {
+		t.Errorf("%d devices are remembered, want %d", n, maxPenalties)
+	}
 }
 
 // A log that is full or silent is told to the device, and nothing is lost.

@@ -27,8 +27,9 @@ type session struct {
 	gone    bool     // no longer in the shard's map
 	in      [][]byte // packets that wait; the session is ready while there are any
 	limiter *rate.Limiter
-	flood   int    // packets beyond the rate
-	reason  string // why the session is being closed, when it is known
+	flood   int       // packets beyond the rate
+	floodAt time.Time // since when
+	reason  string    // why the session is being closed, when it is known
 
 	// Used by the shard's worker alone.
 	live  commands.Session // the newest that greeted
