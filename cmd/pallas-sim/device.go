@@ -29,8 +29,9 @@ type device struct {
 	mu   sync.Mutex // held over a change together with its note, and over a look
 	conn net.Conn   // the newest one to the manager
 	book book
-	// tasks is how many tasks the host has begun.
+	// tasks is how many tasks the host has begun; each is told to began.
 	tasks int
+	began func(began)
 	// failed is why the agent ended before it was told to.
 	failed error
 
@@ -58,9 +59,9 @@ type look struct {
 	upTo    uint64 // … and after that; 0: is not reported yet
 }
 
-func newDevice(o *options, number int, log *slog.Logger) (*device, error) {
+func newDevice(o *options, number int, log *slog.Logger, tell func(began)) (*device, error) {
 	name := fmt.Sprintf("sim-%05d", number)
-	d := &device{Host: fake.Sample(name, o.vms), source: source(number)}
+	d := &device{Host: fake.Sample(name, o.vms), source: source(number), began: tell}
 	dir := filepath.Join(o.data, name)
 	d.enrolledBefore = enrolled(dir)
 	var err error
@@ -139,6 +140,7 @@ func (d *device) Observe(ctx context.Context) (hypervisor.Snapshot, error) {
 
 // Run implements hypervisor.Driver.
 func (d *device) Run(ctx context.Context, task wire.Task, progress func(percent int)) error {
+	d.began(began{ID: task.ID.String(), Device: d.agent.Device()})
 	d.mu.Lock()
 	d.tasks++
 	d.mu.Unlock()

@@ -31,23 +31,18 @@ type fleet struct {
 	log      *slog.Logger
 	warnings *counts
 
+	stream *stream
+	// hold is called between the phases; it lets the fleet go on. nil: at once.
+	hold func(ctx context.Context, f *fleet, at phase)
+
 	devices []*device
-	started int
 	active  map[*device]bool // with changes that have no receipt
-	now     scan
+	now     state
+	outage  outage
 	res     result
 
-	began, shownAt, scanAt time.Time
-	shown                  string
-	incomplete             time.Time // since when some were not connected, in the run
-}
-
-// scan is what a look at all devices found.
-type scan struct {
-	enrolled, connected, failed, silent int // silent: have never been connected
-	pending                             int // reports without a receipt
-	sessions, resent, in, out           uint64
-	tasks                               int
+	began, scanAt time.Time
+	shown         shown
 }
 
 func newFleet(o *options, progress io.Writer, log slog.Handler) *fleet {
@@ -60,9 +55,9 @@ func newFleet(o *options, progress io.Writer, log slog.Handler) *fleet {
 // from starting; what went wrong later is in the result's problems.
 func (f *fleet) run(ctx context.Context) (result, error) {
 	empty := footprint()
-	f.res = result{Devices: f.o.devices, VMs: f.o.vms, Seed: f.o.seed}
+	f.res = result{Devices: f.o.devices, VMs: f.o.vms, Seed: f.o.seed, Processes: 1}
 	for i := range f.o.devices {
-		d, err := newDevice(f.o, f.o.first+i, f.log)
+		d, err := newDevice(f.o, f.o.first+i, f.log, func(t began) { f.stream.line(line{At: monotonic(), Task: &t}) })
 		if err != nil {
 			return f.res, err
 		}
@@ -84,90 +79,103 @@ func (f *fleet) run(ctx context.Context) (result, error) {
 		})
 	})
 	f.res.Idle = footprint()
-	f.res.Idle.per(f.started, empty)
+	f.res.Idle.per(f.now.Started, empty)
 	if err := f.writeHeap(); err != nil {
 		return f.res, err
 	}
+	f.pause(ctx, ready)
 	f.look()
 	idle, start := f.now, time.Now()
-	f.res.Sessions.Least = idle.connected
+	f.outage.least = idle.Connected
 	f.change(ctx)
 	f.look()
-	f.res.Connected = f.now.connected
+	f.outage.note(time.Now(), f.now.Connected, f.now.Started)
+	f.res.Connected = f.now.Connected
 	f.res.RunSeconds = seconds(time.Since(start))
-	f.gap(time.Now(), true)
 
 	drain := time.Now()
 	left := f.drain(context.WithoutCancel(ctx))
 	f.res.DrainSeconds = seconds(time.Since(drain))
 	f.res.End = footprint()
-	f.res.End.per(f.started, empty)
+	f.res.End.per(f.now.Started, empty)
+	f.pause(context.WithoutCancel(ctx), drained)
 	f.look()
 	end := f.now // without the goodbyes
 	stop()
 	running.Wait()
 	f.res.TotalSeconds = seconds(time.Since(f.began))
 	f.close(idle, end, left)
-	return f.res, nil
+	return f.res, f.stream.failure()
+}
+
+// pause tells that the phase is reached, and goes on when it may.
+func (f *fleet) pause(ctx context.Context, at phase) {
+	f.now.Phase = at
+	f.look()
+	if f.hold != nil && ctx.Err() == nil {
+		f.hold(ctx, f, at)
+	}
 }
 
 // connect starts agents, so many each second, and waits until all are connected
 // and the manager has all that they found on their hosts.
 func (f *fleet) connect(ctx context.Context, start func(*device)) {
 	var last time.Time
-	f.until(ctx, "connect", func(now time.Time) bool {
-		if f.started < len(f.devices) {
+	f.until(ctx, connecting, func(now time.Time) bool {
+		if n := f.now.Started; n < len(f.devices) {
 			want := min(len(f.devices), 1+int(f.o.ramp*now.Sub(f.began).Seconds()))
-			for ; f.started < want; f.started++ {
-				start(f.devices[f.started])
+			for ; n < want; n++ {
+				start(f.devices[n])
 			}
-			last = now
+			f.now.Started, last = n, now
 			return false
 		}
-		if f.now.connected == f.started && f.now.pending == 0 {
+		if f.now.Connected == f.now.Started && f.now.Pending == 0 {
 			f.res.ConnectSeconds = seconds(now.Sub(f.began))
 			return true
 		}
-		return f.now.failed == f.started || now.Sub(last) > f.o.connectTimeout
+		return f.now.Failed == f.now.Started || now.Sub(last) > f.o.connectTimeout
 	})
 }
 
 // change lets hosts change and connections break, in an order that follows from
 // the seed alone.
 func (f *fleet) change(ctx context.Context) {
-	if f.started == 0 {
+	if f.now.Started == 0 {
 		return
 	}
-	changes := rand.New(rand.NewPCG(f.o.seed, 1))
-	cuts := rand.New(rand.NewPCG(f.o.seed, 2))
+	// Another stream of numbers for each process of a fleet.
+	changes := rand.New(rand.NewPCG(f.o.seed, uint64(2*f.o.first+1)))
+	cuts := rand.New(rand.NewPCG(f.o.seed, uint64(2*f.o.first+2)))
 	start, tried := time.Now(), 0
-	f.until(ctx, "run", func(now time.Time) bool {
+	f.until(ctx, running, func(now time.Time) bool {
 		passed := now.Sub(start)
 		over := f.o.duration > 0 && passed >= f.o.duration
 		if over {
 			passed = f.o.duration
 		}
-		for ; f.res.Changes < int(f.o.changeRate*passed.Seconds()); f.res.Changes++ {
-			d := f.devices[changes.IntN(f.started)]
-			d.change(now, alteration(changes, f.o.vms, f.res.Changes))
+		for ; f.now.Changes < int(f.o.changeRate*passed.Seconds()); f.now.Changes++ {
+			d := f.devices[changes.IntN(f.now.Started)]
+			d.change(now, alteration(changes, f.o.vms, f.now.Changes))
 			f.active[d] = true
 		}
 		for ; tried < int(f.o.churn*passed.Seconds()); tried++ {
 			// The next one that is connected, when this one is not.
-			for i, n := 0, cuts.IntN(f.started); i < f.started; i++ {
-				if f.devices[(n+i)%f.started].cut() {
-					f.res.Sessions.Cuts++
+			for i, n := 0, cuts.IntN(f.now.Started); i < f.now.Started; i++ {
+				if f.devices[(n+i)%f.now.Started].cut() {
+					f.now.Cuts++
 					break
 				}
 			}
 		}
-		f.gap(now, false)
+		f.outage.note(now, f.now.Connected, f.now.Started)
 		return over
 	})
 }
 
 // alteration returns the n-th change: a machine is switched on or off, its guest
-// gets another address, or a datastore fills.
+// gets another address, or a datastore fills. The first machine of several keeps
+// its power, so that a task may rely on it.
 func alteration(r *rand.Rand, vms, n int) func(*fake.Host) {
 	kind, vm := r.IntN(4), 0
 	if vms > 0 {
@@ -183,6 +191,8 @@ func alteration(r *rand.Rand, vms, n int) func(*fake.Host) {
 			h.AlterVM(id, func(vm *wire.VM) {
 				vm.IPs = []string{netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}).String()}
 			})
+		case vm == 0 && vms > 1:
+			h.SetTools(id, [...]string{wire.ToolsRunning, wire.ToolsNotRunning}[n%2])
 		case have.Power == wire.PowerOn:
 			h.SetPower(id, wire.PowerOff)
 		default:
@@ -195,11 +205,11 @@ func alteration(r *rand.Rand, vms, n int) func(*fake.Host) {
 // returns how many changes have none.
 func (f *fleet) drain(ctx context.Context) (left int) {
 	start := time.Now()
-	f.until(ctx, "drain", func(now time.Time) bool {
+	f.until(ctx, draining, func(now time.Time) bool {
 		if len(f.active) == 0 {
 			f.look() // what f.now says may be older than the last change
 		}
-		return (len(f.active) == 0 && f.now.pending == 0) || now.Sub(start) > f.o.drain
+		return (len(f.active) == 0 && f.now.Pending == 0) || now.Sub(start) > f.o.drain
 	})
 	for d := range f.active {
 		left += d.settle(func(time.Time) {})
@@ -208,7 +218,8 @@ func (f *fleet) drain(ctx context.Context) (left int) {
 }
 
 // until calls step each tick until it says so, or ctx is done.
-func (f *fleet) until(ctx context.Context, phase string, step func(now time.Time) bool) {
+func (f *fleet) until(ctx context.Context, at phase, step func(now time.Time) bool) {
+	f.now.Phase = at
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	for {
@@ -227,112 +238,110 @@ func (f *fleet) until(ctx context.Context, phase string, step func(now time.Time
 			f.scanAt = now
 			f.look()
 		}
-		if done := step(now); done || now.Sub(f.shownAt) >= progressEvery {
-			f.show(phase, now)
-			if done {
-				return
-			}
+		done := step(now)
+		if !f.o.json {
+			f.shown.show(f.progress, now.Sub(f.began), f.now, done)
+		}
+		if done {
+			return
 		}
 	}
 }
 
 // look brings f.now up to date.
 func (f *fleet) look() {
-	var s scan
-	for _, d := range f.devices[:f.started] {
+	s := state{Phase: f.now.Phase, Started: f.now.Started, Changes: f.now.Changes, Cuts: f.now.Cuts}
+	for _, d := range f.devices[:s.Started] {
 		st := d.agent.Stats()
 		d.mu.Lock()
-		s.tasks += d.tasks
+		s.Tasks += d.tasks
 		if d.failed != nil {
-			s.failed++
+			s.Failed++
+		}
+		if b := &d.book; b.open {
+			b.reported(st)
+			s.Made += st.Next - b.begin
+			s.Left += uint64(b.left)
+			s.Renewed += b.renewed
+		} else {
+			s.Unopened++
 		}
 		d.mu.Unlock()
 		if st.Epoch != 0 && !d.enrolledBefore {
-			s.enrolled++
+			s.Enrolled++
 		}
 		if st.Connected {
-			s.connected++
+			s.Connected++
 		}
 		if st.Sessions == 0 {
-			s.silent++
+			s.Silent++
 		}
-		s.pending += st.Pending
-		s.sessions += st.Sessions
-		s.resent += st.Resent
-		s.in += st.In
-		s.out += st.Out
+		s.Pending += uint64(st.Pending)
+		s.Sessions += st.Sessions
+		s.Receipts += st.Receipts
+		s.Resent += st.Resent
+		s.In += st.In
+		s.Out += st.Out
 	}
 	f.now = s
+	f.stream.state(s)
 }
 
-// gap keeps the longest time that some devices were not connected, and the
-// least number that were.
-func (f *fleet) gap(now time.Time, over bool) {
-	f.res.Sessions.Least = min(f.res.Sessions.Least, f.now.connected)
-	if f.now.connected < f.started && f.incomplete.IsZero() {
-		f.incomplete = now
-	}
-	if f.incomplete.IsZero() || (f.now.connected < f.started && !over) {
-		return
-	}
-	f.res.Sessions.Gap = max(f.res.Sessions.Gap, seconds(now.Sub(f.incomplete)))
-	f.incomplete = time.Time{}
+// shown is the last line of progress.
+type shown struct {
+	text string
+	at   time.Duration
 }
 
-func (f *fleet) show(phase string, now time.Time) {
-	if f.o.json {
+// show prints s when it is news, or nothing was printed for long. Now is
+// whether it must not wait.
+func (l *shown) show(w io.Writer, at time.Duration, s state, now bool) {
+	if !now && at-l.at < progressEvery {
 		return
 	}
-	line := fmt.Sprintf("%s: %d started, %d connected, %d sessions, %d reports without receipt, %d changes, %d cuts, %d failed",
-		phase, f.started, f.now.connected, f.now.sessions, f.now.pending, f.res.Changes, f.res.Sessions.Cuts, f.now.failed)
-	if line == f.shown && now.Sub(f.shownAt) < quietEvery {
+	text := fmt.Sprintf("%v: %d started, %d connected, %d sessions, %d reports without receipt, %d changes, %d cuts, %d failed",
+		s.Phase, s.Started, s.Connected, s.Sessions, s.Pending, s.Changes, s.Cuts, s.Failed)
+	if text == l.text && at-l.at < quietEvery {
 		return
 	}
-	f.shown, f.shownAt = line, now
-	fmt.Fprintf(f.progress, "%7.1fs %s\n", now.Sub(f.began).Seconds(), line)
+	l.text, l.at = text, at
+	fmt.Fprintf(w, "%7.1fs %s\n", at.Seconds(), text)
 }
 
 // close makes up the books when all agents have stopped.
-func (f *fleet) close(idle, end scan, left int) {
-	r, n := &f.res, uint64(max(f.started, 1))
+func (f *fleet) close(idle, end state, left int) {
+	f.look()
+	r, s := &f.res, f.now
+	for _, d := range f.devices[:s.Started] {
+		if b, st := &d.book, d.agent.Stats(); b.open {
+			r.books = append(r.books, account{device: d.agent.Device(), epoch: st.Epoch, begin: b.begin, first: st.First, next: st.Next, renewed: b.renewed})
+		}
+	}
+	r.Started, r.Enrolled, r.Failed, r.Tasks, r.Changes = s.Started, s.Enrolled, s.Failed, s.Tasks, s.Changes
+	r.Reports = reports{
+		Made: s.Made, Receipted: s.Made + s.Left - s.Pending, Left: s.Left, Pending: s.Pending,
+		Resent: s.Resent, Renewed: s.Renewed, Receipts: s.Receipts,
+	}
+	r.Sessions = sessions{Made: s.Sessions, Cuts: s.Cuts, Least: f.outage.least, Gap: seconds(f.outage.gap)}
+	n := uint64(max(s.Started, 1))
+	r.Bytes = traffic{
+		InPerDevice: end.In / n, OutPerDevice: end.Out / n,
+		RunIn: (end.In - idle.In) / n, RunOut: (end.Out - idle.Out) / n,
+	}
+	r.Receipts.sum()
+	r.Warnings = f.warnings.all()
 	problem := func(count int, format string) {
 		if count > 0 {
 			r.Problems = append(r.Problems, fmt.Sprintf(format, count))
 		}
 	}
-	unopened := 0
-	for _, d := range f.devices[:f.started] {
-		st := d.agent.Stats()
-		d.mu.Lock()
-		b := d.book
-		d.mu.Unlock()
-		r.Reports.Pending += uint64(st.Pending)
-		if !b.open {
-			unopened++
-			continue
-		}
-		r.Reports.Made += st.Next - b.begin
-		r.Reports.Left += uint64(b.left)
-		r.Reports.Renewed += b.renewed
-		r.books = append(r.books, account{device: d.agent.Device(), epoch: st.Epoch, begin: b.begin, first: st.First, next: st.Next, renewed: b.renewed})
-	}
-	f.look()
-	r.Started, r.Enrolled, r.Failed, r.Tasks = f.started, f.now.enrolled, f.now.failed, f.now.tasks
-	r.Reports.Receipted = r.Reports.Made + r.Reports.Left - r.Reports.Pending
-	r.Reports.Resent, r.Sessions.Made = f.now.resent, f.now.sessions
-	r.Bytes = traffic{
-		InPerDevice: end.in / n, OutPerDevice: end.out / n,
-		RunIn: (end.in - idle.in) / n, RunOut: (end.out - idle.out) / n,
-	}
-	r.Receipts.sum()
-	r.Warnings = f.warnings.all()
-	problem(f.o.devices-f.started, "%d devices were not started")
-	problem(end.silent, "%d devices were never connected")
-	problem(unopened, "%d devices never looked at their host")
-	problem(f.now.failed, "%d agents ended by themselves")
-	problem(int(r.Reports.Pending), "%d reports have no receipt")
+	problem(f.o.devices-s.Started, "%d devices were not started")
+	problem(end.Silent, "%d devices were never connected")
+	problem(s.Unopened, "%d devices never looked at their host")
+	problem(s.Failed, "%d agents ended by themselves")
+	problem(int(s.Pending), "%d reports have no receipt")
 	problem(left, "%d changes have no receipt")
-	for _, d := range f.devices[:f.started] {
+	for _, d := range f.devices[:s.Started] {
 		if d.failed != nil {
 			r.Problems = append(r.Problems, fmt.Sprintf("the first of them: %v", d.failed))
 			break

@@ -29,6 +29,9 @@ const (
 	exitUsage  = 2 // wrong arguments, or the machine is too small for them
 )
 
+// maxProcesses is far more than a machine has use for.
+const maxProcesses = 1000
+
 // joinEnv is read when neither --join nor --join-file is given.
 const joinEnv = "PALLAS_JOIN"
 
@@ -43,7 +46,10 @@ type options struct {
 	seed                uint64
 	data, heap          string
 	narrow, json        bool
-	verbose             bool
+	verbose, stream     bool
+	processes           int
+	metricsToken        string
+	part                bool // of a fleet of several processes
 
 	joinString string // of whichever source
 }
@@ -95,7 +101,7 @@ can read. Progress goes to standard error; standard output gets one JSON object.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return o.run(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -112,16 +118,23 @@ can read. Progress goes to standard error; standard output gets one JSON object.
 	f.StringVar(&o.joinFile, "join-file", "", "file with the join string")
 	f.StringVar(&o.join, "join", "", "the join string itself")
 	f.StringVar(&o.data, "data", "", "directory of the agents' data, kept and opened again (default: a temporary one, removed at the end)")
-	f.IntVar(&o.first, "first", 0, "number of the first device, to run a fleet in several processes")
+	f.IntVar(&o.processes, "processes", 0, "processes to run the fleet in; 0: as many as the limits of one ask for")
+	f.IntVar(&o.first, "first", 0, "number of the first device, to run a fleet on several machines")
 	f.Uint64Var(&o.seed, "seed", 1, "the same seed makes the same changes and cuts in the same order")
 	f.BoolVar(&o.narrow, "narrow", false, "agents use the short TLS handshake for narrow links")
 	f.StringVar(&o.heap, "heap-profile", "", "file for a heap profile of this program, written when all are connected")
+	f.StringVar(&o.metricsToken, "metrics-token-file", "", "file with an API token: compare with what the manager counts")
+	f.BoolVar(&o.stream, "stream", false, "print a line of JSON for each change of state and each task that a host begins; the last holds the result")
 	f.BoolVar(&o.json, "json", false, "print nothing but the JSON object, on one line")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log what the agents do")
+	f.BoolVar(&o.part, "part", false, "is one of several processes")
+	if err := f.MarkHidden("part"); err != nil {
+		panic(err) // the flag is above
+	}
 	return cmd
 }
 
-func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
+func (o *options) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error {
 	if err := o.check(); err != nil {
 		return usageError{err}
 	}
@@ -138,9 +151,65 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err := o.credentials(); err != nil {
 		return usageError{err}
 	}
-	if problems := measure(o.data).carry(o.devices, o.vms, distant(o.joinString)); len(problems) > 0 {
-		return usageError{fmt.Errorf("this machine cannot carry %d devices:\n  %s", o.devices, strings.Join(problems, "\n  "))}
+	here := measure(o.data)
+	if o.part {
+		o.processes = 1
+	} else if o.processes == 0 {
+		o.processes = here.processes(o.devices)
 	}
+	problems := here.carry(o.devices, o.vms, o.processes, distant(o.joinString))
+	var w *watch
+	if o.metricsToken != "" {
+		join, err := wire.ParseJoin(o.joinString)
+		if err != nil {
+			return usageError{errors.New("--metrics-token-file: needs a join string, which says where the manager is")}
+		}
+		if w, err = newWatch(ctx, join, o.metricsToken); err != nil {
+			return usageError{fmt.Errorf("--metrics-token-file: %w", err)}
+		}
+		problems = append(problems, w.before.carry(o.devices)...)
+	}
+	if len(problems) > 0 && !o.part { // a part was counted with the whole
+		return usageError{fmt.Errorf("%d devices are too many:\n  %s", o.devices, strings.Join(problems, "\n  "))}
+	}
+	var out *stream
+	if o.stream || o.part {
+		out = newStream(stdout)
+	}
+	var res result
+	var err error
+	if o.processes > 1 {
+		res, err = o.split(ctx, out, w, stderr)
+	} else {
+		res, err = o.single(ctx, out, w, stdin, stderr)
+	}
+	if err != nil {
+		return err
+	}
+	if !o.part {
+		res.Receipts.By = nil
+	}
+	if out != nil {
+		out.line(line{At: monotonic(), Result: &res})
+		err = out.failure()
+	} else {
+		enc := json.NewEncoder(stdout)
+		if !o.json {
+			enc.SetIndent("", "  ")
+		}
+		err = enc.Encode(res)
+	}
+	if err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
+	if len(res.Problems) > 0 {
+		return errors.New(strings.Join(res.Problems, "; "))
+	}
+	return nil
+}
+
+// single runs the fleet, or a part of one, in this process.
+func (o *options) single(ctx context.Context, out *stream, w *watch, stdin io.Reader, stderr io.Writer) (result, error) {
 	level := slog.LevelWarn
 	switch {
 	case o.verbose:
@@ -149,21 +218,23 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		level = slog.LevelError
 	}
 	f := newFleet(o, stderr, slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	res, err := f.run(ctx)
-	if err != nil {
-		return err
+	f.stream = out
+	switch {
+	case o.part:
+		f.progress = io.Discard
+		f.hold = orders(stdin, func() {
+			fmt.Fprintln(stderr, "pallas-sim: the process that started this one is gone")
+			os.Exit(exitFailed)
+		})
+	case w != nil:
+		f.hold = func(ctx context.Context, f *fleet, at phase) {
+			if at == drained {
+				m, problems := w.compare(ctx, func() state { f.look(); return f.now })
+				f.res.Manager, f.res.Problems = &m, problems
+			}
+		}
 	}
-	enc := json.NewEncoder(stdout)
-	if !o.json {
-		enc.SetIndent("", "  ")
-	}
-	if err := enc.Encode(res); err != nil {
-		return fmt.Errorf("print the result: %w", err)
-	}
-	if len(res.Problems) > 0 {
-		return errors.New(strings.Join(res.Problems, "; "))
-	}
-	return nil
+	return f.run(ctx)
 }
 
 // check reports the first flag that cannot be.
@@ -175,6 +246,7 @@ func (o *options) check() error {
 	}{
 		{"devices", float64(o.devices), 1, 1e6},
 		{"vms", float64(o.vms), 0, wire.MaxVMs},
+		{"processes", float64(o.processes), 0, float64(min(o.devices, maxProcesses))},
 		{"first", float64(o.first), 0, maxNumber},
 		{"change-rate", o.changeRate, 0, 1e6},
 		{"churn", o.churn, 0, 1e5},

@@ -31,8 +31,12 @@ type result struct {
 	Bytes    traffic  `json:"bytes"`
 	Tasks    int      `json:"tasks"`
 
-	Idle process `json:"process_idle"` // when all were connected
-	End  process `json:"process_end"`  // after the drain
+	Processes int     `json:"processes"`    // that the fleet ran in; what follows is theirs together
+	Idle      process `json:"process_idle"` // when all were connected
+	End       process `json:"process_end"`  // after the drain
+
+	// Manager is what the other side counted; nil without --metrics-token-file.
+	Manager *manager `json:"manager,omitempty"`
 
 	Warnings map[string]int `json:"warnings,omitempty"`
 	Problems []string       `json:"problems,omitempty"`
@@ -47,6 +51,7 @@ type reports struct {
 	Pending   uint64 `json:"pending"`             // without a receipt at the end
 	Resent    uint64 `json:"resent"`
 	Renewed   int    `json:"epochs_renewed"`
+	Receipts  uint64 `json:"receipts_heard"` // each covers all reports before it
 }
 
 type sessions struct {
@@ -118,6 +123,37 @@ func (p *process) per(n int, empty process) {
 	p.GoroutinesPerAgent = float64(p.Goroutines-empty.Goroutines) / float64(n)
 }
 
+// add makes p that of both; what is per agent becomes a total until mean.
+func (p *process) add(o process, agents int) {
+	p.RSS += o.RSS
+	p.Anon += o.Anon
+	p.Heap += o.Heap
+	p.Stacks += o.Stacks
+	p.Goroutines += o.Goroutines
+	p.Files += o.Files
+	p.RSSPerAgent += o.RSSPerAgent * uint64(agents)
+	p.AnonPerAgent += o.AnonPerAgent * uint64(agents)
+	p.GoroutinesPerAgent += o.GoroutinesPerAgent * float64(agents)
+}
+
+// mean is for after add: it divides what is per agent.
+func (p *process) mean(agents int) {
+	n := max(agents, 1)
+	p.RSSPerAgent /= uint64(n)
+	p.AnonPerAgent /= uint64(n)
+	p.GoroutinesPerAgent /= float64(n)
+}
+
+func (r *reports) add(o reports) {
+	r.Made += o.Made
+	r.Receipted += o.Receipted
+	r.Left += o.Left
+	r.Pending += o.Pending
+	r.Resent += o.Resent
+	r.Renewed += o.Renewed
+	r.Receipts += o.Receipts
+}
+
 // latency counts durations by the millisecond.
 type latency struct {
 	Count int     `json:"count"`
@@ -125,26 +161,40 @@ type latency struct {
 	P99   float64 `json:"p99_ms"`
 	Max   float64 `json:"max_ms"`
 
-	by []uint32
+	// By counts by the millisecond, for the sum of several processes; people get
+	// the percentiles.
+	By []uint32 `json:"by_ms,omitempty"`
 }
 
 const longest = 10 * 60 * 1000 // milliseconds; what is longer counts as that
 
 func (l *latency) add(d time.Duration) {
 	ms := min(max(int(d/time.Millisecond), 0), longest)
-	for len(l.by) <= ms {
-		l.by = append(l.by, make([]uint32, 1024)...)
+	for len(l.By) <= ms {
+		l.By = append(l.By, make([]uint32, 1024)...)
 	}
-	l.by[ms]++
+	l.By[ms]++
 	l.Count++
 	l.Max = max(l.Max, float64(ms))
+}
+
+// merge adds what another process counted.
+func (l *latency) merge(o latency) {
+	if len(l.By) < len(o.By) {
+		l.By = append(l.By, make([]uint32, len(o.By)-len(l.By))...)
+	}
+	for ms, n := range o.By {
+		l.By[ms] += n
+	}
+	l.Count += o.Count
+	l.Max = max(l.Max, o.Max)
 }
 
 // sum sets the percentiles.
 func (l *latency) sum() {
 	at := func(share float64) float64 {
 		rank, seen := int(share*float64(l.Count)), 0
-		for ms, n := range l.by {
+		for ms, n := range l.By {
 			if seen += int(n); seen > rank {
 				return float64(ms)
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +26,209 @@ import (
 	"pallas/events"
 	"pallas/internal/servertest"
 )
+
+// simEnv makes the test binary the program itself, which starts itself again
+// for a fleet of several processes.
+const simEnv = "PALLAS_SIM_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(simEnv) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestProcesses runs a fleet in two processes and compares their books with the
+// manager's, which runs in this one.
+func TestProcesses(t *testing.T) {
+	m := servertest.Start(t)
+	dir := t.TempDir()
+	join, token := filepath.Join(dir, "join"), filepath.Join(dir, "token")
+	for path, text := range map[string]string{join: m.Join(40), token: m.Token + "\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv(simEnv, "1")
+	args := []string{
+		"--processes", "2", "--devices", "40", "--vms", "2", "--change-rate", "30", "--ramp", "100", "--duration", "2s", "--stream",
+		"--data", filepath.Join(dir, "data"), "--join-file", join, "--metrics-token-file", token,
+	}
+	for _, churn := range []string{"0", "3"} {
+		var out, progress bytes.Buffer
+		if code := run(t.Context(), append(args, "--churn", churn), &out, &progress); code != 0 {
+			t.Fatalf("exit code %d: %s", code, &progress)
+		}
+		var at int64
+		var r *result
+		seen := map[phase]int{}
+		for dec := json.NewDecoder(&out); ; {
+			var l line
+			if err := dec.Decode(&l); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if l.At < at {
+				t.Errorf("line of %d after one of %d", l.At, at)
+			}
+			at = l.At
+			if l.State != nil {
+				seen[l.State.Phase]++
+			}
+			if r != nil {
+				t.Error("the result is not the last line")
+			}
+			r = l.Result
+		}
+		if seen[connecting] == 0 || seen[running] == 0 || r == nil {
+			t.Fatalf("phases %v, result %+v", seen, r)
+		}
+		if r.Processes != 2 || r.Devices != 40 || r.Started != 40 || r.Connected+r.Sessions.Cuts < 40 || r.ConnectSeconds <= 0 {
+			t.Errorf("result %+v", r)
+		}
+		// Each of the two rounds its part of the changes down.
+		if r.Changes < 58 || r.Changes > 60 || r.Receipts.Count == 0 || r.Receipts.P99 < r.Receipts.P50 || r.Receipts.By != nil {
+			t.Errorf("%d changes, to receipt %+v", r.Changes, r.Receipts)
+		}
+		if r.Reports.Made == 0 || r.Reports.Made != r.Reports.Receipted || r.Manager == nil || r.Manager.Restarted ||
+			r.Manager.Sessions != 40 || r.Manager.Reports != int64(r.Reports.Made) {
+			t.Errorf("agents: %+v; manager: %+v", r.Reports, r.Manager)
+		}
+		if r.End.RSSPerAgent == 0 || r.End.RSSPerAgent > r.End.RSS/40 || r.End.GoroutinesPerAgent < 2 {
+			t.Errorf("processes %+v", r.End)
+		}
+	}
+}
+
+// TestProcessLost is a fleet of which a process dies.
+func TestProcessLost(t *testing.T) {
+	m := servertest.Start(t)
+	t.Setenv(simEnv, "1")
+	t.Setenv(joinEnv, m.Join(4))
+	var out, progress bytes.Buffer
+	w := &watched{Writer: &progress, text: "4 connected", seen: sync.OnceFunc(func() {
+		killChild(t)
+	})}
+	code := run(t.Context(), []string{"--processes", "2", "--devices", "4", "--duration", "0"}, &out, w)
+	if want := "ended early: signal: killed"; code != exitFailed || !strings.Contains(progress.String(), want) || out.Len() > 0 {
+		t.Errorf("exit code %d, %q, want %d and %q", code, &progress, exitFailed, want)
+	}
+}
+
+// killChild kills one of this process's children.
+func killChild(t *testing.T) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, pid := range strings.Fields(string(b)) {
+			if n, err := strconv.Atoi(pid); err == nil {
+				if err := syscall.Kill(n, syscall.SIGKILL); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		}
+	}
+	t.Error("there is no child")
+}
+
+func TestMerge(t *testing.T) {
+	of := func(n int, ms ...int) *part {
+		r := &result{Started: n, Connected: n, ConnectSeconds: float64(n), VMs: 3, Warnings: map[string]int{"w": n}}
+		for _, d := range ms {
+			r.Receipts.add(time.Duration(d) * time.Millisecond)
+		}
+		r.Bytes.InPerDevice, r.End = uint64(100*n), process{RSS: uint64(1000 * n), RSSPerAgent: uint64(10 * n), GoroutinesPerAgent: 6}
+		return &part{devices: n, result: r}
+	}
+	a, b := of(1, 1, 2, 3), of(3, 5000)
+	b.first, b.result.Problems = 1, []string{"oh"}
+	got := merge([]*part{a, b})
+	var one latency // the same durations in one process
+	for _, d := range []int{1, 2, 3, 5000} {
+		one.add(time.Duration(d) * time.Millisecond)
+	}
+	one.sum()
+	if diff := cmp.Diff(one, got.Receipts); diff != "" {
+		t.Errorf("latencies: %s", diff)
+	}
+	if got.Started != 4 || got.ConnectSeconds != 3 || got.Bytes.InPerDevice != 250 || got.End.RSS != 4000 || got.End.RSSPerAgent != 25 ||
+		got.End.GoroutinesPerAgent != 6 || got.Warnings["w"] != 4 || got.Processes != 2 || got.VMs != 3 {
+		t.Errorf("merged %+v", got)
+	}
+	if want := []string{"devices 1 to 3: oh"}; !slices.Equal(got.Problems, want) {
+		t.Errorf("problems %q, want %q", got.Problems, want)
+	}
+	a.result.ConnectSeconds = 0
+	if got := merge([]*part{a, b}); got.ConnectSeconds != 0 {
+		t.Errorf("connected after %v s although a part never was", got.ConnectSeconds)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	quiet := state{Started: 5, Connected: 5, Sessions: 5, Made: 40, Receipts: 9}
+	before := counters{sessions: 2, reports: 100, receipts: 10, started: 1}
+	after := counters{sessions: 7, reports: 140, receipts: 19, started: 1}
+	for name, tc := range map[string]struct {
+		change func(*state, *counters)
+		want   string
+	}{
+		"agree":                  {},
+		"a session too many":     {func(_ *state, c *counters) { c.sessions++ }, "6 sessions more"},
+		"a session is missing":   {func(s *state, _ *counters) { s.Connected++ }, "6 devices are connected"},
+		"a report is lost":       {func(_ *state, c *counters) { c.reports-- }, "took 39 reports"},
+		"a report taken twice":   {func(_ *state, c *counters) { c.reports++ }, "took 41 reports"},
+		"no receipt yet":         {func(s *state, c *counters) { s.Pending, c.reports = 3, 138 }, ""},
+		"left by an earlier run": {func(s *state, c *counters) { s.Left, c.reports = 3, 143 }, ""},
+		"a receipt not heard":    {func(s *state, _ *counters) { s.Receipts-- }, "sent 9 receipts, the agents heard 8"},
+		"lost with its session":  {func(s *state, _ *counters) { s.Receipts--; s.Sessions++ }, ""},
+		"a receipt not sent":     {func(_ *state, c *counters) { c.receipts-- }, "sent 8 receipts, the agents heard 9"},
+		"restarted":              {func(_ *state, c *counters) { c.started, c.reports, c.receipts = 2, 0, 0 }, ""},
+	} {
+		s, c := quiet, after
+		if tc.change != nil {
+			tc.change(&s, &c)
+		}
+		m, problems := judge(before, c, s)
+		if got := strings.Join(problems, "; "); (got == "") != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+		if m.Restarted != (name == "restarted") {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+	if got := (counters{files: 100, maxFiles: 1000}).carry(901); len(got) != 1 || !strings.Contains(got[0], "at most 900 devices") {
+		t.Errorf("a manager with few files: %q", got)
+	}
+	for text, want := range map[string]string{
+		"": "there is no pallas_device_sessions",
+		"# HELP x\npallas_device_sessions 1\npallas_device_reports_total 2e+06\npallas_device_receipts_total{a=\"b\"} 3\n": "there is no pallas_device_receipts_total",
+	} {
+		if _, err := parseCounters(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestOutage(t *testing.T) {
+	o, now := outage{least: 9}, time.Unix(0, 0)
+	for i, connected := range []int{9, 8, 5, 7, 9, 9, 8, 9, 6} {
+		o.note(now.Add(time.Duration(i)*time.Second), connected, 9)
+	}
+	if o.least != 5 || o.gap != 3*time.Second {
+		t.Errorf("least %d, gap %v; want 5 and 3s", o.least, o.gap)
+	}
+}
 
 // TestBooks compares what the agents made with what the manager wrote down.
 func TestBooks(t *testing.T) {
@@ -202,6 +409,7 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--duration", "-1s"}, "--duration: -1 is out of range"},
 		{[]string{"--drain", "0"}, "--drain: 0 is out of range"},
 		{[]string{"--first", fmt.Sprint(maxNumber), "--devices", "1"}, "loopback addresses"},
+		{[]string{"--processes", "3", "--devices", "2"}, "--processes: 3 is out of range, want 0 to 2"},
 		{[]string{"--nonsense"}, "nonsense"},
 		{[]string{"extra"}, `unexpected argument "extra"`},
 		{nil, "a join string is missing: give --join-file"},
@@ -227,17 +435,20 @@ func TestCarry(t *testing.T) {
 	}{
 		"fits":              {},
 		"nothing is known":  {change: func(m *machine) { *m = machine{} }},
-		"files":             {change: func(m *machine) { m.files = 20000 }, want: []string{"open files: 60300 are needed, this process may have 20000: raise the limit"}},
+		"files":             {change: func(m *machine) { m.files = 20000 }, want: []string{"open files: 60300 are needed, a process may have 20000: raise the limit"}},
 		"maps and memory":   {change: func(m *machine) { m.maps, m.memory = 20000, 1<<30 }, want: []string{"memory mappings: 32000", "memory: about"}},
 		"next to no memory": {change: func(m *machine) { m.memory = 1 << 20 }, want: []string{"memory: about"}},
 		"disk":              {change: func(m *machine) { m.disk = 1 << 30 }, want: []string{"disk: about"}},
+		"data in memory":    {change: func(m *machine) { m.memory, m.tmpfs = 10<<30, true }, want: []string{"memory: about"}},
+		"system's files":    {change: func(m *machine) { m.allFiles = 50000 }, want: []string{"open files of the system: 60300 are needed, 50000 are left"}},
+		"tracking":          {change: func(m *machine) { m.tracked = 10000 }, want: []string{"tracked connections: 30000 are needed, 10000 are left"}},
 		"ports are far":     {distant: true, want: []string{"local ports: 30000 are needed, a source address has 28232"}},
 	} {
 		m := big
 		if tc.change != nil {
 			tc.change(&m)
 		}
-		got := m.carry(30000, 5, tc.distant)
+		got := m.carry(30000, 5, 1, tc.distant)
 		if len(got) != len(tc.want) {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
 			continue
@@ -249,8 +460,19 @@ func TestCarry(t *testing.T) {
 		}
 	}
 	m := machine{files: 20000}
-	if fit := (20000 - filesBeside) / filesPerAgent; len(m.carry(fit, 5, false)) != 0 || len(m.carry(fit+1, 5, false)) != 1 {
-		t.Errorf("%d devices should be the most that fit", fit)
+	fit := (20000 - filesBeside) / filesPerAgent
+	for _, n := range []int{1, 2, 3} {
+		if len(m.carry(n*fit, 5, n, false)) != 0 || len(m.carry(n*fit+1, 5, n, false)) != 1 {
+			t.Errorf("%d devices should be the most that fit into %d processes", n*fit, n)
+		}
+		if got, more := m.processes(n*fit), m.processes(n*fit+1); got != n || more != n+1 {
+			t.Errorf("%d devices take %d processes, one more %d; want %d and %d", n*fit, got, more, n, n+1)
+		}
+	}
+	for _, none := range []machine{{}, {files: 10}} {
+		if got := none.processes(1000); got != 1 {
+			t.Errorf("%+v: %d processes, want 1", none, got)
+		}
 	}
 	if m := measure(t.TempDir()); m.files == 0 || m.maps == 0 || m.memory == 0 || m.disk == 0 || m.ports == 0 {
 		t.Errorf("measured %+v", m)
