@@ -94,7 +94,8 @@ type Broker struct {
 	origins origins // of connections that come through a shared port
 	meter   *meter  // of what connections cost
 
-	open atomic.Bool // whether the door lets anybody in
+	open  atomic.Bool // whether the door lets anybody in
+	fault *storeFault
 
 	mu    sync.Mutex
 	srv   *server.Server
@@ -118,7 +119,8 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
-	b.log = &serverLog{log: cfg.Log, refused: b.refuse, origins: &b.origins}
+	b.fault = &storeFault{done: make(chan struct{})}
+	b.log = &serverLog{log: cfg.Log, refused: b.refuse, origins: &b.origins, fault: b.fault}
 	switch {
 	case cfg.Dir == "":
 		return nil, errors.New("broker: Dir is empty, want a directory")

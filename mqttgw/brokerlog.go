@@ -21,6 +21,7 @@ type serverLog struct {
 	log     *slog.Logger
 	fatal   atomic.Pointer[string]
 	refused func(reason string)
+	fault   *storeFault
 	origins *origins
 }
 
@@ -43,6 +44,7 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 
 func (l *serverLog) line(level slog.Level, format string, v []any) {
 	s := l.origins.inLine(text(format, v))
+	l.fault.line(s)
 	switch reason := refusal(s, v); {
 	case reason == reasonClosed:
 		l.refused(reason)

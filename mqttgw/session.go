@@ -366,8 +366,8 @@ func (sh *shard) await(s *session, at time.Time) {
 
 // receipt lets the device forget everything up to seq.
 func (sh *shard) receipt(s *session, seq uint64) {
-	if seq == 0 {
-		return
+	if seq == 0 || sh.g.broker.Err() != nil {
+		return // what a failed store was given may not be on the disk
 	}
 	s.receipted = seq
 	sh.g.receipts.Inc()

@@ -194,6 +194,14 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-broker.Failed():
+			return fmt.Errorf("%w; ending, so that the next start takes up what the disk holds", broker.Err())
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	g.Go(func() error { return s.project(ctx) })
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
