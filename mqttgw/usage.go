@@ -1,6 +1,7 @@
 package mqttgw
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -78,7 +79,7 @@ func wireBytes(info *unix.TCPInfo, v4 bool) telemetry.Bytes {
 	}
 	return telemetry.Bytes{
 		Received: info.Bytes_received + header*uint64(info.Segs_in),
-		Sent:     max(info.Bytes_sent, info.Bytes_acked) + header*uint64(info.Segs_out), // Linux before 4.19 has no Bytes_sent
+		Sent:     cmp.Or(info.Bytes_sent, info.Bytes_acked) + header*uint64(info.Segs_out), // Linux before 4.19 has no Bytes_sent
 	}
 }
 
