@@ -33,6 +33,7 @@ type Fault struct {
 var (
 	Good     = Fault{Free: -1}
 	Full     = Fault{Write: unix.ENOSPC}
+	Low      = Fault{Free: 1 << 20}                // nearly full
 	Filling  = Fault{Write: unix.ENOSPC, Free: -1} // full before anybody could look
 	ReadOnly = Fault{Write: unix.EROFS, Sync: unix.EROFS, Free: -1}
 	BadWrite = Fault{Write: unix.EIO, Free: -1}

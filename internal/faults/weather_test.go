@@ -133,6 +133,29 @@ func TestWeather(t *testing.T) {
 
 func newWeather(t *testing.T) *weather {
 	t.Helper()
+	w := newManager(t)
+	join := w.m.Join(fleets * perFleet)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range fleets {
+		f := fleetFile{Dir: t.TempDir(), Data: t.TempDir(), Join: join, First: i * perFleet, Devices: perFleet}
+		path := filepath.Join(f.Dir, "fleet")
+		if err := writeJSON(path, f); err != nil {
+			t.Fatal(err)
+		}
+		w.dirs = append(w.dirs, f.Dir)
+		w.fleets = append(w.fleets, keepRunning(t, fmt.Sprint("fleet ", i), filepath.Join(f.Dir, "log"), []string{fleetEnv + "=" + path}, exe))
+	}
+	w.books = &clients{w: w, keys: map[string]string{}}
+	w.wellAgain("the first connects")
+	return w
+}
+
+// newManager is a weather without devices.
+func newManager(t *testing.T) *weather {
+	t.Helper()
 	w := &weather{t: t, back: t.TempDir()}
 	w.m = servertest.New(t, func(c *server.Config) {
 		c.DataDir = filepath.Join(w.back, "manager")
@@ -165,22 +188,6 @@ func newWeather(t *testing.T) *weather {
 	}
 	w.manager = keepRunning(t, "manager", filepath.Join(t.TempDir(), "manager.log"), nil, program("pallasd"), "serve", "--config", file)
 	w.wellAgain("the start")
-	join := w.m.Join(fleets * perFleet)
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range fleets {
-		f := fleetFile{Dir: t.TempDir(), Data: t.TempDir(), Join: join, First: i * perFleet, Devices: perFleet}
-		path := filepath.Join(f.Dir, "fleet")
-		if err := writeJSON(path, f); err != nil {
-			t.Fatal(err)
-		}
-		w.dirs = append(w.dirs, f.Dir)
-		w.fleets = append(w.fleets, keepRunning(t, fmt.Sprint("fleet ", i), filepath.Join(f.Dir, "log"), []string{fleetEnv + "=" + path}, exe))
-	}
-	w.books = &clients{w: w, keys: map[string]string{}}
-	w.wellAgain("the first connects")
 	return w
 }
 
@@ -315,10 +322,8 @@ func (w *weather) full(hold time.Duration) {
 	defer w.disk.Set(faults.Good)
 	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
 	defer cancel()
-	key := fmt.Sprint("full-", time.Now().UnixNano())
-	c, err := w.m.API.CreateJoinTokenWithResponse(ctx, &client.CreateJoinTokenParams{IdempotencyKey: &key}, client.CreateJoinToken{})
-	if err != nil || c.StatusCode() != http.StatusInsufficientStorage {
-		w.t.Errorf("write to a full disk: %v, %v, want 507", c, err)
+	if status, err := w.write(ctx); err != nil || status != http.StatusInsufficientStorage {
+		w.t.Errorf("write to a full disk: %d, %v, want 507", status, err)
 	}
 	l, err := w.m.API.ListDevicesWithResponse(ctx, nil)
 	if err != nil || l.StatusCode() != http.StatusOK {
@@ -405,11 +410,10 @@ func (w *weather) ready() error {
 	if r.StatusCode != http.StatusOK {
 		return fmt.Errorf("readyz: %s", r.Status)
 	}
-	c, err := w.m.API.CreateJoinTokenWithResponse(ctx, nil, client.CreateJoinToken{})
-	if err == nil && c.JSON201 == nil {
-		err = fmt.Errorf("write: %s", c.Status())
+	if status, err := w.write(ctx); err != nil || status != http.StatusCreated {
+		return fmt.Errorf("write: %d, %w", status, err)
 	}
-	return err
+	return nil
 }
 
 // calm ends the changes, waits until everything is told and done, and stops all.

@@ -29,7 +29,7 @@ var layer = map[string]int{
 	"pallas/web": 3, "pallas/commands/commandhttp": 3, "pallas/projections/queryhttp": 3,
 	"pallas/mqttgw/enroll": 3, "pallas/mqttgw": 3, "pallas/commands/reactors": 3,
 	"pallas/internal/server": 4, "pallas/internal/servertest": 4, "pallas/schema/gen": 5,
-	"pallas/cmd": 5, "pallas/internal/layers": 5, "pallas/internal/benchreport": 5,
+	"pallas/cmd": 5, "pallas/internal/layers": 5, "pallas/internal/benchreport": 5, "pallas/internal/faults": 5,
 }
 
 // forbidden lists, for packages under a prefix, what they must not import, nor
