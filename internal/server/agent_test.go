@@ -166,7 +166,7 @@ func onHost(t *testing.T, m *servertest.Manager, h *vcsim.Host) {
 }
 
 // one returns the only device once it is connected and its host is known.
-func one(t *testing.T, m *servertest.Manager) client.Device {
+func one(t testing.TB, m *servertest.Manager) client.Device {
 	t.Helper()
 	servertest.Eventually(t, 30*time.Second, func() error { return connected(m, 1) })
 	r, err := m.API.ListDevicesWithResponse(t.Context(), nil)

@@ -1,13 +1,7 @@
 package server_test
 
 import (
-	"context"
-	"flag"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -16,11 +10,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"pallas/agent/hypervisor/esxi/vcsim"
 	"pallas/commands"
 	"pallas/events"
 	"pallas/events/jsstore"
-	"pallas/internal/servertest"
 	"pallas/mqttgw"
 )
 
@@ -130,97 +122,4 @@ func raw(b *testing.B, js jetstream.JetStream, callers int, payload []byte) floa
 		}
 	}
 	return float64(total) / time.Since(start).Seconds()
-}
-
-// maxRSS is what an agent with 20 virtual machines may take of its VM's 512 MB.
-const maxRSS = 24 << 20
-
-var footprint = flag.Duration("footprint", 5*time.Second, "how long TestAgentFootprint lets changes come in")
-
-// TestAgentFootprint builds the agent as it is released and watches its memory
-// while an ESXi host with 20 virtual machines changes.
-func TestAgentFootprint(t *testing.T) {
-	bin := filepath.Join(t.TempDir(), "pallas-agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-gcflags=github.com/vmware/govmomi/...=-l", "-o", bin, "pallas/cmd/pallas-agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the agent: %v\n%s", err, out)
-	}
-	info, err := os.Stat(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := servertest.Start(t)
-	h, err := vcsim.Start(vcsim.Config{Name: "esx-size-01.example.net", Count: 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(h.Close)
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		"join": m.Join(1), "password": h.Password(),
-		"agent.yaml": fmt.Sprintf("data_dir: %s\njoin_file: join\nhost:\n  url: %s\n  username: %s\n  password_file: password\n  thumbprint: %q\nlog:\n  level: warn\n",
-			filepath.Join(dir, "data"), h.URL(), h.Username(), h.Thumbprint()),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(bin, "run", "--config", filepath.Join(dir, "agent.yaml"))
-	cmd.Stderr = testLog{t}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the agent ended: %v", err)
-		}
-	})
-	one(t, m)
-	names, err := h.VMs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	changes := 0
-	ctx, cancel := context.WithTimeout(t.Context(), *footprint)
-	defer cancel()
-	for on := false; ctx.Err() == nil; on = !on {
-		for _, name := range names {
-			if h.Power(t.Context(), name, on) == nil {
-				changes++
-			}
-			pause(ctx, 20*time.Millisecond)
-		}
-	}
-	rss, peak := memory(t, cmd.Process.Pid, "VmRSS"), memory(t, cmd.Process.Pid, "VmHWM")
-	t.Logf("agent: %d bytes of program, %d KiB resident, %d KiB at most, after %d changes of 20 virtual machines",
-		info.Size(), rss>>10, peak>>10, changes)
-	if peak > maxRSS {
-		t.Errorf("the agent took %d KiB, want at most %d", peak>>10, maxRSS>>10)
-	}
-}
-
-func memory(t *testing.T, pid int, field string) int64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	match := regexp.MustCompile(field + `:\s+(\d+) kB`).FindSubmatch(b)
-	if match == nil {
-		t.Fatalf("no %s in\n%s", field, b)
-	}
-	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib << 10
-}
-
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(b []byte) (int, error) {
-	l.t.Logf("%s", b)
-	return len(b), nil
 }
