@@ -66,7 +66,8 @@ func (b *logBuffer) String() string {
 
 // manager is the API over TLS on the real log, credentials and read model.
 type manager struct {
-	t        *testing.T
+	t        testing.TB
+	handler  http.Handler
 	url      string
 	token    string
 	creds    *auth.Credentials
@@ -88,7 +89,7 @@ type options struct {
 	commands func(*commandhttp.Config)
 }
 
-func start(t *testing.T, opts ...option) *manager {
+func start(t testing.TB, opts ...option) *manager {
 	t.Helper()
 	o := options{
 		store: func(s events.Store) events.Store { return s }, httpapi: func(*httpapi.Config) {},
@@ -161,9 +162,9 @@ func start(t *testing.T, opts ...option) *manager {
 		Checks: []httpapi.Check{queries.Check(1000), queries.LogCheck()}, Gatherer: registry, Registerer: registry, Log: logger,
 	}
 	o.httpapi(&hc)
-	handler, err := httpapi.New(hc)
+	m.handler, err = httpapi.New(hc)
 	must(t, err)
-	web := httptest.NewUnstartedServer(handler)
+	web := httptest.NewUnstartedServer(m.handler)
 	web.EnableHTTP2 = true
 	web.Config.ErrorLog = log.New(io.Discard, "", 0)
 	web.StartTLS()

@@ -71,7 +71,8 @@ func (b *buffer) Write(p []byte) (int, error) { b.mu.Lock(); defer b.mu.Unlock()
 func (b *buffer) String() string { b.mu.Lock(); defer b.mu.Unlock(); return b.b.String() }
 
 type manager struct {
-	t        *testing.T
+	t        testing.TB
+	handler  http.Handler
 	url      string
 	ca       *pki.CA
 	store    events.Store
@@ -85,7 +86,7 @@ type manager struct {
 
 // startManager runs enrolment behind the real API on a real TLS listener, on
 // the real log and the real credential store.
-func startManager(t *testing.T, change ...func(*enroll.Config)) *manager {
+func startManager(t testing.TB, change ...func(*enroll.Config)) *manager {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{JetStream: true, StoreDir: t.TempDir(), DontListen: true, NoSigs: true, NoLog: true})
 	if err != nil {
@@ -116,7 +117,7 @@ func startManager(t *testing.T, change ...func(*enroll.Config)) *manager {
 	return startOn(t, store, creds, change...)
 }
 
-func startOn(t *testing.T, store events.Store, creds *auth.Credentials, change ...func(*enroll.Config)) *manager {
+func startOn(t testing.TB, store events.Store, creds *auth.Credentials, change ...func(*enroll.Config)) *manager {
 	t.Helper()
 	m := &manager{
 		t: t, store: store, creds: creds, logged: &buffer{}, registry: prometheus.NewRegistry(),
@@ -137,7 +138,7 @@ func startOn(t *testing.T, store events.Store, creds *auth.Credentials, change .
 	for _, c := range change {
 		c(&cfg)
 	}
-	handler, err := httpapi.New(httpapi.Config{
+	m.handler, err = httpapi.New(httpapi.Config{
 		Auth: nobody{}, Log: logger, Register: []httpapi.Register{func(api huma.API) { enroll.Register(api, cfg) }},
 	})
 	if err != nil {
@@ -147,7 +148,7 @@ func startOn(t *testing.T, store events.Store, creds *auth.Credentials, change .
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := httptest.NewUnstartedServer(handler)
+	web := httptest.NewUnstartedServer(m.handler)
 	web.TLS = &tls.Config{GetCertificate: source.GetCertificate, MinVersion: tls.VersionTLS13}
 	web.Config.ErrorLog = log.New(io.Discard, "", 0)
 	// StartTLS would add a certificate of its own.
@@ -190,7 +191,7 @@ type device struct {
 	key *ecdsa.PrivateKey
 }
 
-func newDevice(t *testing.T) device {
+func newDevice(t testing.TB) device {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -199,7 +200,7 @@ func newDevice(t *testing.T) device {
 	return device{uuid.NewString(), key}
 }
 
-func csrFor(t *testing.T, cn string, key any) string {
+func csrFor(t testing.TB, cn string, key any) string {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
 	if err != nil {
@@ -208,7 +209,7 @@ func csrFor(t *testing.T, cn string, key any) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
-func (d device) request(t *testing.T, token string) wire.EnrollRequest {
+func (d device) request(t testing.TB, token string) wire.EnrollRequest {
 	t.Helper()
 	return wire.EnrollRequest{Token: token, Device: d.id, Name: "esx-1", Agent: "1.0.0", CSR: csrFor(t, d.id, d.key)}
 }
