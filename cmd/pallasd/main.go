@@ -27,6 +27,7 @@ const (
 func main() {
 	unix.Umask(0o077) // what it writes is for nobody else, also in a directory that others may read
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)

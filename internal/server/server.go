@@ -193,7 +193,22 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 
+	// What runs outlives ctx by the time it takes to end what is under way.
+	quit := ctx.Done()
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
+	drained := make(chan struct{})
+	g.Go(func() error {
+		defer close(drained)
+		select {
+		case <-quit:
+			s.log.Info("device manager stops: the door is closed")
+			gateway.Drain(ctx)
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	g.Go(func() error {
 		select {
 		case <-broker.Failed():
@@ -207,7 +222,14 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
 	g.Go(func() error { return serveDebug(ctx, debug) })
-	g.Go(func() error { return s.serveHTTP(ctx, web, certificates, handler) })
+	g.Go(func() error {
+		if err := s.serveHTTP(ctx, quit, web, certificates, handler); err != nil {
+			return err
+		}
+		<-drained
+		stop()
+		return nil
+	})
 	close(s.ready)
 	s.log.Info("device manager is ready", "version", version.String(), "url", s.httpURL, "mqtt", s.mqttAddr)
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -261,20 +283,36 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 	})
 }
 
-func (s *Server) serveHTTP(ctx context.Context, l net.Listener, certificates *pki.ServerSource, h http.Handler) error {
+// serveHTTP serves until quit is closed or ctx is done. After quit it takes no
+// more requests; those that change something are answered, and those that only
+// read, which may be streams without an end, are cut short.
+func (s *Server) serveHTTP(ctx context.Context, quit <-chan struct{}, l net.Listener, certificates *pki.ServerSource, h http.Handler) error {
+	reading, cut := context.WithCancel(ctx)
+	defer cut()
 	srv := &http.Server{
-		Handler:           h,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet || r.Method == http.MethodHead {
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				defer context.AfterFunc(reading, cancel)()
+				r = r.WithContext(ctx)
+			}
+			h.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate},
-		// A stream of events ends with the server, not with its client.
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	done := make(chan error, 1)
 	go func() {
-		<-ctx.Done()
+		select {
+		case <-quit:
+		case <-ctx.Done():
+		}
+		cut()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		done <- srv.Shutdown(grace)
