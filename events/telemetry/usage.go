@@ -48,6 +48,10 @@ func (b Bytes) Total() uint64 { return b.Received + b.Sent }
 // MaxDevices bounds the devices of one [Usage]; as JSON it has at most 320 KiB.
 const MaxDevices = 4096
 
+// maxBytes is more than a connection moves between two messages, and so little
+// that sums of years fit into 63 bits.
+const maxBytes = 1 << 48
+
 // Usage is what some devices' connections cost since the last one that named
 // them, all on one day.
 type Usage struct {
@@ -96,6 +100,11 @@ func Decode(data []byte) (Usage, error) {
 	}
 	if len(u.Devices) > MaxDevices {
 		return u, fmt.Errorf("decode usage: %d devices, want at most %d", len(u.Devices), MaxDevices)
+	}
+	for _, d := range u.Devices {
+		if d.Received > maxBytes || d.Sent > maxBytes {
+			return u, fmt.Errorf("decode usage: %s has %d and %d bytes, want at most %d", d.Device, d.Received, d.Sent, uint64(maxBytes))
+		}
 	}
 	return u, nil
 }

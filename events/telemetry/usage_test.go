@@ -13,12 +13,12 @@ import (
 const device = events.DeviceID("6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f")
 
 func TestUsageForm(t *testing.T) {
-	u := Usage{Day: "2026-11-23", Devices: []DeviceBytes{{device, Bytes{1 << 60, 7}}, {device, Bytes{}}}}
+	u := Usage{Day: "2026-11-23", Devices: []DeviceBytes{{device, Bytes{1 << 48, 7}}, {device, Bytes{}}}}
 	b, err := json.Marshal(u)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"day":"2026-11-23","devices":[["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",1152921504606846976,7],["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",0,0]]}`
+	const want = `{"day":"2026-11-23","devices":[["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",281474976710656,7],["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",0,0]]}`
 	if string(b) != want {
 		t.Errorf("usage is %s, want %s", b, want)
 	}
@@ -36,6 +36,7 @@ func TestBadUsage(t *testing.T) {
 		``, `{}`, `{"day":"2026-02-30"}`, `{"day":"0001-01-01"}`, `{"day":"2026-11-23","devices":[[]]}`,
 		`{"day":"2026-11-23","devices":[["x",1,2]]}`, `{"day":"2026-11-23","devices":[["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",-1,2]]}`,
 		`{"day":"2026-11-23","devices":[["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",1]]}`,
+		`{"day":"2026-11-23","devices":[["6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f",1,281474976710657]]}`,
 	} {
 		if u, err := Decode([]byte(s)); err == nil {
 			t.Errorf("%s is taken as %+v", s, u)
