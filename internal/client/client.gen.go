@@ -2486,7 +2486,7 @@ type ClientInterface interface {
 
 	// StreamEvents Follow events live
 	//
-	// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.
+	// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.
 	//
 	// Corresponds with GET /api/v1/events/stream (the `StreamEvents` operationId).
 	StreamEvents(ctx context.Context, params *StreamEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2810,7 +2810,7 @@ func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams, reqEd
 
 // StreamEvents Follow events live
 //
-// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.
+// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.
 //
 // Corresponds with GET /api/v1/events/stream (the `StreamEvents` operationId).
 func (c *Client) StreamEvents(ctx context.Context, params *StreamEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4892,7 +4892,7 @@ type ClientWithResponsesInterface interface {
 
 	// StreamEventsWithResponse Follow events live
 	//
-	// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.
+	// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7364,7 +7364,7 @@ func (c *ClientWithResponses) ListEventsWithResponse(ctx context.Context, params
 
 // StreamEventsWithResponse Follow events live
 //
-// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.
+// Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.
 //
 // Returns a wrapper object for the known response body format(s).
 //

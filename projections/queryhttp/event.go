@@ -1,9 +1,10 @@
 package queryhttp
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -54,7 +55,7 @@ func (h *Handlers) registerEvents(api huma.API) {
 		OperationID: "stream-events", Method: http.MethodGet, Path: httpapi.Prefix + "/events/stream", Tags: []string{"events"},
 		Summary: "Follow events live",
 		Description: "Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. " +
-			"Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives.",
+			"Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.",
 		Responses: map[string]*huma.Response{"200": {Description: "Events", Content: map[string]*huma.MediaType{
 			typeSSE: {Schema: &huma.Schema{Type: huma.TypeString, Description: "Server-sent events whose data is an Event.", Examples: []any{"id: 1840\ndata: {\"specversion\":\"1.0\"}\n\n"}}},
 		}}},
@@ -198,68 +199,127 @@ func (h *Handlers) streamEvents(ctx context.Context, in *streamEventsInput) (*hu
 	}}, nil
 }
 
-// stream writes events as they come, until the client or the server is gone.
-func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQuery) {
-	ctx, cancel := context.WithCancel(ctx)
-	found := make(chan []httpapi.Event)
-	done := make(chan error, 1)
-	go func() { done <- q.follow(ctx, h.cfg.Store, found) }()
-	ended := false
-	defer func() {
-		cancel()
-		if !ended {
-			<-done //nolint:errcheck // it was given up
-		}
-	}()
+const (
+	// streamChunk is how many bytes are written at a time, if so many are there.
+	streamChunk = 32 << 10
+	// pastSize is how many bytes are read before they are written.
+	pastSize = 256 << 10
+	// slowRetry is when a client that did not keep up may come back.
+	slowRetry = "retry: 5000\n: too slow: go on with Last-Event-ID\n\n"
+)
 
+// stream writes events as they come, until the client or the server is gone, or
+// the client does not keep up.
+func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQuery) {
 	rc := http.NewResponseController(w)
+	write := func(text []byte) bool {
+		if err := rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return false
+		}
+		_, err := w.Write(text)
+		return err == nil && rc.Flush() == nil
+	}
+	if !write([]byte("retry: 2000\n: the stream is open\n\n")) {
+		return
+	}
+	// Joined before the past is read: nothing is missed in between.
+	s, err := h.tail.join(ctx, q)
+	if err != nil {
+		cutOff(ctx, err)
+	}
+	defer h.tail.leave(s)
+	if err := h.past(ctx, s, write); err != nil {
+		cutOff(ctx, err) // the client comes back with Last-Event-ID
+	}
+	var text []byte
 	beat := time.NewTicker(h.cfg.Heartbeat)
 	defer beat.Stop()
-	text := []byte("retry: 2000\n: the stream is open\n\n")
 	for {
-		if err := rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		if len(text) > 0 && !write(text) {
 			return
 		}
-		if _, err := w.Write(text); err != nil {
-			return
-		}
-		if err := rc.Flush(); err != nil {
-			return
-		}
+		text = text[:0]
 		select {
-		case list := <-found:
-			text = appendSSE(text[:0], list)
+		case it, ok := <-s.found:
+			for ; ok; it, ok = s.waiting(len(text)) {
+				if text, err = s.query.appendSSE(text, it); err != nil {
+					cutOff(ctx, err)
+				}
+			}
 		case <-beat.C:
-			text = append(text[:0], ":\n\n"...)
+			text = append(text, ":\n\n"...)
 		case <-ctx.Done():
 			return
-		case err := <-done:
-			ended = true
-			cutOff(ctx, err) // the client comes back with Last-Event-ID
 		}
+		if len(text) > 0 {
+			continue
+		}
+		if errors.Is(s.err, errSlow) {
+			write([]byte(slowRetry))
+			return
+		}
+		cutOff(ctx, s.err)
 	}
 }
 
-// appendSSE appends the matching events of one decision. The id of the last
-// one is the position alone, so that a client counts positions; the others'
-// ids say how far into the decision they are.
-func appendSSE(b []byte, list []httpapi.Event) []byte {
-	for i, e := range list {
-		id := e.Cursor
-		if i == len(list)-1 {
-			id = strconv.FormatUint(e.Position, 10)
-		}
-		data, err := json.Marshal(e)
-		if err != nil {
-			panic(err) // it was encoded before
-		}
-		b = append(b, "id: "...)
-		b = append(b, id...)
-		b = append(b, "\ndata: "...)
-		b = append(b, bytes.ReplaceAll(data, []byte("\n"), []byte(" "))...)
-		b = append(b, "\n\n"...)
+// waiting returns the next item if there is one and the chunk has room.
+func (s *stream) waiting(size int) (*item, bool) {
+	if size >= streamChunk {
+		return nil, false
 	}
-	return b
+	select {
+	case it, ok := <-s.found:
+		return it, ok
+	default:
+		return nil, false
+	}
+}
+
+// past writes what the client wants of before the stream's start.
+func (h *Handlers) past(ctx context.Context, s *stream, write func([]byte) bool) error {
+	q := s.query
+	for q.floor() < s.start {
+		text, read, err := h.pastChunk(ctx, q, s.start)
+		if err != nil {
+			return err
+		}
+		if len(text) > 0 && !write(text) {
+			return context.Canceled // the client is gone
+		}
+		q.after = place{read, all}
+	}
+	return nil
+}
+
+// pastChunk returns the next events up to a position, and how far it read. Only
+// some clients' are read at the same time, and none is waited for meanwhile:
+// when all come back at once, others want to read too.
+func (h *Handlers) pastChunk(ctx context.Context, q eventQuery, end uint64) (text []byte, read uint64, err error) {
+	select {
+	case h.reading <- struct{}{}:
+		defer func() { <-h.reading }()
+	case <-ctx.Done():
+		return nil, 0, ctx.Err()
+	}
+	for r, err := range h.cfg.Store.Read(ctx, q.filter()) {
+		if err != nil {
+			return nil, 0, fmt.Errorf("read events: %w", err)
+		}
+		if r.Position > end {
+			break
+		}
+		if len(text) >= pastSize {
+			return text, read, nil
+		}
+		read = r.Position
+		if !q.picks(r) {
+			continue
+		}
+		if text, err = q.appendSSE(text, newItem(r)); err != nil {
+			return nil, 0, err
+		}
+	}
+	return text, end, nil
 }
 
 // query returns what the parameters ask for.

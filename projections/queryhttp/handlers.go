@@ -29,7 +29,15 @@ type Config struct {
 }
 
 // Handlers are the operations.
-type Handlers struct{ cfg Config }
+type Handlers struct {
+	cfg  Config
+	tail tail // of the log, for streams
+	// reading holds a place for each stream that reads the past.
+	reading chan struct{}
+}
+
+// pastReaders is how many streams read the past at the same time.
+const pastReaders = 8
 
 // New returns the operations.
 func New(cfg Config) (*Handlers, error) {
@@ -39,7 +47,7 @@ func New(cfg Config) (*Handlers, error) {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 15 * time.Second
 	}
-	return &Handlers{cfg: cfg}, nil
+	return &Handlers{cfg: cfg, tail: tail{store: cfg.Store}, reading: make(chan struct{}, pastReaders)}, nil
 }
 
 // Describe adds the operations to an API that only describes itself.

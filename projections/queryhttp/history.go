@@ -233,35 +233,4 @@ func (q eventQuery) filter() events.Filter {
 	return f
 }
 
-// follow sends the matching events of each decision, for ever. It returns the
-// error that ended it.
-func (q eventQuery) follow(ctx context.Context, store events.Store, out chan<- []httpapi.Event) error {
-	q.last = math.MaxUint64
-	for r, err := range store.Follow(ctx, q.filter()) {
-		if err != nil {
-			return fmt.Errorf("follow events: %w", err)
-		}
-		var list []httpapi.Event
-		for n := 1; n <= len(r.Entries); n++ {
-			if !q.matches(r, n) {
-				continue
-			}
-			e, err := httpapi.EventOf(r, n-1)
-			if err != nil {
-				return err
-			}
-			list = append(list, e)
-		}
-		if len(list) == 0 {
-			continue
-		}
-		select {
-		case out <- list:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return ctx.Err()
-}
-
 func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
