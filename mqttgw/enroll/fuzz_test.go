@@ -14,7 +14,7 @@ import (
 	"pallas/mqttgw/wire"
 )
 
-// FuzzEnroll posts anything to the one operation that needs no token. It is
+// FuzzEnroll asks for anything at the one operation that needs no token. It is
 // refused as the client's fault, or enrols the device that it names.
 func FuzzEnroll(f *testing.F) {
 	m := startManager(f, func(c *enroll.Config) {
@@ -32,15 +32,13 @@ func FuzzEnroll(f *testing.F) {
 	} {
 		r := good
 		change(&r)
-		b, err := json.Marshal(r)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
+		f.Add(r.Token, r.Device, r.Name, r.Agent, r.CSR)
 	}
-	f.Add([]byte(`{"token":null}`))
-	f.Add([]byte(`[]`))
-	f.Fuzz(func(t *testing.T, body []byte) {
+	f.Fuzz(func(t *testing.T, token, device, name, agent, csr string) {
+		body, err := json.Marshal(wire.EnrollRequest{Token: token, Device: device, Name: name, Agent: agent, CSR: csr})
+		if err != nil {
+			t.Fatal(err)
+		}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, wire.EnrollPath, bytes.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
 		m.logged.mu.Lock()
@@ -50,7 +48,7 @@ func FuzzEnroll(f *testing.F) {
 		m.handler.ServeHTTP(w, r)
 		if w.Code == http.StatusOK {
 			var answer wire.EnrollResponse
-			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Device != d.id || !bytes.Contains(body, []byte(d.id)) {
+			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Device != d.id || device != d.id {
 				t.Fatalf("%v: %s", err, w.Body)
 			}
 			return
