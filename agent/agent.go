@@ -76,7 +76,7 @@ func New(c Config) (*Agent, error) {
 		c.Version = "dev"
 	}
 	if c.DialContext == nil {
-		c.DialContext = (&net.Dialer{Timeout: 30 * time.Second}).DialContext
+		c.DialContext = link.Dialer().DialContext
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&c.BackoffBase: time.Second, &c.BackoffCap: time.Minute, &c.FindID: time.Minute,

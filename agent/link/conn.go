@@ -18,8 +18,7 @@ import (
 )
 
 const (
-	dialTimeout  = 30 * time.Second // TCP, TLS and CONNECT together
-	writeTimeout = 20 * time.Second
+	writeTimeout = 2 * time.Minute // TCP gives up earlier, unless the peer does not read
 	byeTimeout   = 2 * time.Second
 	maxIncoming  = wire.MaxPacket + 256 // bytes of an MQTT packet
 )
@@ -66,6 +65,7 @@ func TLSConfig(addr string, cert tls.Certificate, cas *x509.CertPool, now func()
 // one goroutine.
 type conn struct {
 	*tls.Conn
+	tcp      *socket
 	addr, up string
 	lastSent time.Time
 }
@@ -85,8 +85,15 @@ func (c *conn) expires(own []tls.Certificate) time.Time {
 
 // open connects by the way that worked last. The next attempt takes the other
 // way, unless it was the manager itself that refused: it does so everywhere.
-func (l *Link) open(ctx context.Context, keepAlive time.Duration) (*conn, error) {
-	c, err := l.connect(ctx, l.ways[l.way], keepAlive)
+func (l *Link) open(ctx context.Context, keepAlive time.Duration, hello func() (wire.Up, error)) (*conn, error) {
+	began := time.Now()
+	c, err := l.connect(ctx, l.ways[l.way], keepAlive, hello)
+	switch {
+	case err == nil:
+		l.path.connected(time.Since(began))
+	case timedOut(err) && !errors.Is(err, errDial):
+		l.path.timedOut()
+	}
 	var refused *refusalError
 	if err != nil && ctx.Err() == nil && !errors.As(err, &refused) {
 		l.way = (l.way + 1) % len(l.ways)
@@ -112,26 +119,41 @@ func refusal(c *tls.Conn, err error) error {
 	return err
 }
 
-// connect dials, says CONNECT and SUBSCRIBE in one go and waits for both
-// answers.
-func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration) (*conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+// connect dials, says CONNECT, SUBSCRIBE and hello in one go and waits for the
+// answers to the first two.
+func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration, hello func() (wire.Up, error)) (*conn, error) {
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, segmentKey{}, segments[l.path.segment]), l.path.timeout)
 	defer cancel()
-	raw, err := l.c.DialContext(ctx, "tcp", w.addr)
+	raw, err := l.dial(ctx, w.addr)
 	if err != nil {
 		return nil, err // names the address
 	}
+	tcp := socketOf(raw)
+	tcp.setUserTimeout(l.path.timeout)
 	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, w.tls)
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	err = l.greet(ctx, c, w.addr, keepAlive)
+	err = l.greet(ctx, c, w.addr, keepAlive, hello)
 	if !stop() || err != nil {
 		_ = raw.Close() // perhaps a second time
 		return nil, errors.Join(refusal(c, err), context.Cause(ctx))
 	}
-	return &conn{Conn: c, addr: w.addr, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil
+	return &conn{Conn: c, tcp: tcp, addr: w.addr, up: wire.UpTopic(l.c.Device), lastSent: time.Now()}, nil
 }
 
-func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive time.Duration) error {
+// errDial marks that not even TCP got through.
+var errDial = errors.New("dial")
+
+func (l *Link) dial(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	c, err := l.c.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errDial, err)
+	}
+	return c, nil
+}
+
+func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive time.Duration, up func() (wire.Up, error)) error {
 	if err := c.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("TLS with %s: %w", addr, err)
 	}
@@ -141,7 +163,15 @@ func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive ti
 	hello.ClientIdentifier, hello.Keepalive = l.c.Device, uint16(keepAlive/time.Second)
 	sub := packets.NewControlPacket(packets.Subscribe).(*packets.SubscribePacket)
 	sub.MessageID, sub.Topics, sub.Qoss = 1, []string{wire.DownTopic(l.c.Device)}, []byte{0}
-	if err := errors.Join(hello.Write(&out), sub.Write(&out)); err != nil {
+	u, err := up()
+	if err != nil {
+		return err
+	}
+	pub, err := publication(wire.UpTopic(l.c.Device), u)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	if err := errors.Join(hello.Write(&out), sub.Write(&out), pub.Write(&out)); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	if _, err := c.Write(out.Bytes()); err != nil {
@@ -173,14 +203,22 @@ var errUnexpected = errors.New("an MQTT packet that does not belong here")
 
 // publish sends a packet of the device protocol.
 func (c *conn) publish(u wire.Up) error {
-	u.Version = wire.Version
-	b, err := wire.EncodeUp(u)
+	p, err := publication(c.up, u)
 	if err != nil {
 		return err
 	}
-	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-	p.TopicName, p.Payload = c.up, b
 	return c.write(p, writeTimeout)
+}
+
+func publication(topic string, u wire.Up) (*packets.PublishPacket, error) {
+	u.Version = wire.Version
+	b, err := wire.EncodeUp(u)
+	if err != nil {
+		return nil, err
+	}
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.TopicName, p.Payload = topic, b
+	return p, nil
 }
 
 func (c *conn) write(p packets.ControlPacket, timeout time.Duration) error {
@@ -193,12 +231,10 @@ func (c *conn) write(p packets.ControlPacket, timeout time.Duration) error {
 
 // bye ends the session on purpose.
 func (c *conn) bye(reason string) error {
-	b, err := wire.EncodeUp(wire.Up{Version: wire.Version, Bye: &wire.Bye{Reason: reason}})
+	p, err := publication(c.up, wire.Up{Bye: &wire.Bye{Reason: reason}})
 	if err != nil {
 		return err
 	}
-	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-	p.TopicName, p.Payload = c.up, b
 	return errors.Join(c.write(p, byeTimeout), c.write(packets.NewControlPacket(packets.Disconnect), byeTimeout))
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,7 +29,8 @@ type Config struct {
 	// those who ask for it by ALPN. It is tried in turn with Addr when that
 	// cannot be reached. "" means that there is none.
 	Shared string
-	// DialContext makes the TCP connection.
+	// DialContext makes the TCP connection. nil means that of [Dialer]; another
+	// one should take [Control].
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	Store       *store.Store
 	Log         *slog.Logger
@@ -59,6 +61,7 @@ type Link struct {
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
 	keepAlive time.Duration
+	path      path
 	ways      []way                // at least one
 	way       int                  // the one to try next
 	told      map[string]time.Time // when which fault was last a warning
@@ -71,7 +74,7 @@ func New(c Config) (*Link, error) {
 		return nil, errors.New("link: Device, Addr, TLS, Store, Log and the four functions are needed")
 	}
 	if c.DialContext == nil {
-		c.DialContext = (&net.Dialer{}).DialContext
+		c.DialContext = Dialer().DialContext
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&c.BackoffBase: time.Second, &c.BackoffCap: time.Minute, &c.Linger: 20 * time.Millisecond,
@@ -81,7 +84,10 @@ func New(c Config) (*Link, error) {
 			*d = def
 		}
 	}
-	l := &Link{c: c, keepAlive: c.KeepAlive, ways: []way{{c.Addr, c.TLS}}, told: map[string]time.Time{}}
+	l := &Link{
+		c: c, keepAlive: c.KeepAlive, ways: []way{{c.Addr, c.TLS}}, told: map[string]time.Time{},
+		path: path{timeout: dialTimeout, quiet: map[netip.Prefix]*quiet{}},
+	}
 	if c.Shared != "" && c.Shared != c.Addr {
 		host, _, err := net.SplitHostPort(c.Shared)
 		if err != nil {
@@ -133,6 +139,7 @@ func (l *Link) Run(ctx context.Context) error {
 	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
 	for {
 		before, began := l.sessions.Load(), time.Now()
+		_, receipted, _ := l.c.Store.Numbers()
 		err := l.session(ctx)
 		l.welcomed.Store(false)
 		if stopping(ctx) {
@@ -143,7 +150,9 @@ func (l *Link) Run(ctx context.Context) error {
 			return err
 		}
 		// A session that breaks at once is no reason to hurry back.
-		if l.sessions.Load() > before && time.Since(began) >= min(steady, l.c.BackoffCap) {
+		// One that got reports through is.
+		_, first, _ := l.c.Store.Numbers()
+		if l.sessions.Load() > before && (first > receipted || time.Since(began) >= min(steady, l.c.BackoffCap)) {
 			again.Reset()
 		}
 		pause := again.Next()

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -17,8 +16,18 @@ const (
 	defaultResend = 10 * time.Second
 	maxResend     = time.Minute
 	helloWait     = 4 * time.Second // before a Hello is repeated; doubles
-	minKeepAlive  = 5 * time.Second
+	minKeepAlive  = time.Second
 	maxKeepAlive  = 18 * time.Hour
+	// Reports go out in bursts, the next one when TCP has confirmed all but
+	// maxFlight bytes: the kernel would take in more than a slow link carries
+	// in an hour, and all of it again with each reconnect. A burst grows until
+	// the link takes badBurst for it.
+	firstBurst = 32
+	minBurst   = 4
+	badBurst   = 4 * time.Second
+	maxFlight  = 1 << 10
+	// look is how often TCP is asked whether it has confirmed; doubles.
+	minLook, maxLook = 5 * time.Millisecond, 200 * time.Millisecond
 )
 
 // session is one connection from CONNECT to its end. All of it runs in one
@@ -34,6 +43,12 @@ type session struct {
 	sent       uint64 // sequence to send next
 	logged     uint64 // the manager has all before it, receipted or not
 	window     uint64
+	burst      int           // reports in the next packet at most
+	burstAt    time.Time     // when the last whole burst was sent; zero: it is through
+	lookAt     time.Time     // when to ask TCP whether it is; zero: nothing waits
+	look       time.Duration // until lookAt
+	clocked    uint64        // the receipt that covers this report is timed; 0: none
+	clockedAt  time.Time     // when the report was sent
 	resend     time.Duration // of the settings
 	interval   time.Duration // until the next repeat; doubles
 
@@ -41,17 +56,26 @@ type session struct {
 	helloWait                             time.Duration
 	pongBy                                time.Time
 	lastHeard                             time.Time
-	keepAlive                             time.Duration
+	keepAlive                             time.Duration // of CONNECT, and most silence
+	quiet                                 *quiet
+	silent                                bool // the ping on its way followed a silence of quiet's interval
 }
 
 // session connects and serves until the connection ends. It returns nil only
 // when ctx is done.
 func (l *Link) session(ctx context.Context) error {
-	keepAlive := l.keepAlive
-	c, err := l.open(ctx, keepAlive)
+	s := &session{l: l, keepAlive: l.keepAlive, window: defaultWindow, resend: defaultResend, burst: firstBurst}
+	c, err := l.open(ctx, s.keepAlive, s.newHello)
 	if err != nil {
 		return err
 	}
+	s.c = c
+	if c.tcp == nil {
+		s.burst = wire.MaxReports // nothing tells how fast the path is
+	}
+	c.tcp.setUserTimeout(l.path.userTimeout())
+	s.lastHeard, s.quiet = time.Now(), l.path.from(c)
+	s.expectWelcome()
 	incoming, failed := make(chan packets.ControlPacket), make(chan error, 1)
 	done := make(chan struct{})
 	go func() {
@@ -75,14 +99,19 @@ func (l *Link) session(ctx context.Context) error {
 		for range incoming { // until the reader is gone
 		}
 	}()
-	s := &session{l: l, c: c, keepAlive: keepAlive, lastHeard: time.Now(), window: defaultWindow, resend: defaultResend}
-	return s.serve(ctx, incoming, failed)
+	err = s.serve(ctx, incoming, failed)
+	if timedOut(err) {
+		if s.silent {
+			s.quiet.lost(s.keepAlive)
+			l.c.Log.Debug("path forgot a silent connection", "silence", s.quiet.interval(s.keepAlive))
+		} else {
+			l.path.timedOut()
+		}
+	}
+	return err
 }
 
 func (s *session) serve(ctx context.Context, incoming <-chan packets.ControlPacket, failed <-chan error) error {
-	if err := s.hello(); err != nil {
-		return err
-	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -106,7 +135,10 @@ func (s *session) serve(ctx context.Context, incoming <-chan packets.ControlPack
 			if !ok {
 				return fmt.Errorf("read: %w", <-failed)
 			}
-			s.lastHeard, s.pongBy = time.Now(), time.Time{}
+			if s.lastHeard = time.Now(); s.silent {
+				s.quiet.held(s.keepAlive)
+			}
+			s.pongBy, s.silent = time.Time{}, false
 			if err := s.packet(p); err != nil {
 				return err
 			}
@@ -119,10 +151,17 @@ func (s *session) due(now time.Time) error {
 	passed := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
 	switch {
 	case passed(s.answerBy):
-		return errors.New("the manager does not welcome this device")
+		if !s.postponed(&s.answerBy, now) {
+			return fmt.Errorf("the manager does not welcome this device: %w", context.DeadlineExceeded)
+		}
 	case passed(s.pongBy):
-		return errors.New("the manager does not answer")
+		if !s.postponed(&s.pongBy, now) {
+			return fmt.Errorf("the manager does not answer: %w", context.DeadlineExceeded)
+		}
 	case passed(s.helloAt):
+		if s.postponed(&s.helloAt, now) {
+			break
+		}
 		// A manager that is busy drops it without a word.
 		if err := s.sayHello(); err != nil {
 			return err
@@ -130,33 +169,58 @@ func (s *session) due(now time.Time) error {
 		s.helloWait *= 2
 		s.helloAt = now.Add(s.helloWait)
 	}
-	if passed(s.resendAt) {
+	if passed(s.resendAt) && !s.postponed(&s.resendAt, now) {
 		// What the manager has too goes again: it answers with the receipt
 		// that got lost.
 		_, s.sent, _ = s.l.c.Store.Numbers()
 		s.interval = min(2*s.interval, maxResend)
 		s.resendAt = now.Add(s.interval)
+		s.clocked = 0
 		s.l.c.Log.Debug("no receipt; sending again", "from", s.sent, "wait", s.interval)
 		s.lingerAt = now
 	}
-	if s.pongBy.IsZero() && (!now.Before(s.c.lastSent.Add(s.keepAlive)) || !now.Before(s.lastHeard.Add(s.keepAlive))) {
+	if s.pongBy.IsZero() && !now.Before(s.pingAt()) {
 		if err := s.c.write(packets.NewControlPacket(packets.Pingreq), writeTimeout); err != nil {
 			return fmt.Errorf("ping: %w", err)
 		}
-		s.pongBy = now.Add(s.l.c.Patience)
+		s.pongBy = now.Add(s.l.path.scale(s.l.c.Patience, 4))
+		s.silent = !now.Before(s.lastHeard.Add(s.quiet.interval(s.keepAlive)))
 	}
 	return s.send(now)
 }
 
+// postponed moves a time at which something would be missing while our own
+// bytes are on their way: the answer to them cannot be here. If they do not
+// arrive, TCP ends the connection.
+func (s *session) postponed(t *time.Time, now time.Time) bool {
+	if s.c.tcp.unacknowledged() == 0 {
+		return false
+	}
+	*t = now.Add(time.Second)
+	return true
+}
+
+// pingAt is when the path has heard nothing in one direction for as long as it
+// may.
+func (s *session) pingAt() time.Time {
+	t := s.c.lastSent
+	if s.lastHeard.Before(t) {
+		t = s.lastHeard
+	}
+	return t.Add(s.quiet.interval(s.keepAlive))
+}
+
 // next is when due has something to do at the latest.
 func (s *session) next() time.Time {
-	t := s.c.lastSent.Add(s.keepAlive)
-	if !s.pongBy.IsZero() {
-		t = s.pongBy
-	} else if h := s.lastHeard.Add(s.keepAlive); h.Before(t) {
-		t = h
+	t := s.pongBy
+	if t.IsZero() {
+		t = s.pingAt()
 	}
-	for _, other := range []time.Time{s.lingerAt, s.resendAt, s.answerBy, s.helloAt} {
+	linger := s.lingerAt
+	if !s.lookAt.IsZero() {
+		linger = s.lookAt
+	}
+	for _, other := range []time.Time{linger, s.resendAt, s.answerBy, s.helloAt} {
 		if !other.IsZero() && other.Before(t) {
 			t = other
 		}
@@ -168,21 +232,30 @@ func (s *session) next() time.Time {
 // linger time.
 func (s *session) send(now time.Time) error {
 	if !s.welcomed {
-		s.lingerAt = time.Time{}
+		s.lingerAt, s.lookAt = time.Time{}, time.Time{}
 		return nil
 	}
 	_, first, next := s.l.c.Store.Numbers()
 	s.sent = max(s.sent, first)
+	if s.through(now); !s.lookAt.IsZero() && now.Before(s.lookAt) {
+		return nil
+	}
 	for {
 		limit := min(next, max(first, s.logged)+s.window)
 		if s.sent >= limit {
 			s.lingerAt = time.Time{}
 			return nil
 		}
-		count := int(min(limit-s.sent, wire.MaxReports))
-		if count < wire.MaxReports && !s.lingerAt.IsZero() && now.Before(s.lingerAt) {
+		count := int(min(limit-s.sent, uint64(s.burst)))
+		if count < s.burst && !s.lingerAt.IsZero() && now.Before(s.lingerAt) {
 			return nil
 		}
+		if s.c.tcp.unacknowledged() > maxFlight {
+			s.look = min(max(2*s.look, minLook), maxLook)
+			s.lookAt = now.Add(s.look)
+			return nil
+		}
+		s.look, s.lookAt = 0, time.Time{}
 		reports, err := s.l.c.Store.Reports(s.sent, count)
 		if err != nil {
 			return stored(err)
@@ -198,37 +271,75 @@ func (s *session) send(now time.Time) error {
 		if once := s.l.once; from < once {
 			s.l.resent.Add(min(s.sent, once) - from)
 		}
+		if s.sent > s.l.once && s.clocked == 0 {
+			s.clocked, s.clockedAt = s.sent-1, now
+		}
 		s.l.once = max(s.l.once, s.sent)
+		if count == s.burst {
+			s.burstAt = now
+		}
 		if s.resendAt.IsZero() {
-			s.interval = s.resend
+			s.interval = s.overdue()
 			s.resendAt = now.Add(s.interval)
 		}
 	}
 }
 
-// hello opens the session, or opens it again.
+// through adapts the size of bursts to how long TCP took to have a whole one
+// confirmed.
+func (s *session) through(now time.Time) {
+	switch {
+	case s.burstAt.IsZero():
+	case s.c.tcp.unacknowledged() == 0:
+		s.burst, s.burstAt = min(2*s.burst, wire.MaxReports), time.Time{}
+	case now.Sub(s.burstAt) > badBurst:
+		s.burst, s.burstAt = max(s.burst/2, minBurst), time.Time{}
+	}
+}
+
+// overdue is how long a receipt may take, by the settings or, if that is
+// longer, by experience.
+func (s *session) overdue() time.Duration {
+	return min(max(s.resend, s.l.path.receipts.timeout()), maxResend)
+}
+
+// hello opens the session again.
 func (s *session) hello() error {
-	s.answerBy = time.Now().Add(s.l.c.Patience)
-	s.helloWait = helloWait
-	s.helloAt = time.Now().Add(s.helloWait)
+	s.expectWelcome()
 	return s.sayHello()
 }
 
+// expectWelcome sets when a Hello is repeated, and when to give up.
+func (s *session) expectWelcome() {
+	now := time.Now()
+	s.answerBy = now.Add(s.l.path.scale(s.l.c.Patience, 4))
+	s.helloWait = s.l.path.scale(helloWait, 2)
+	s.helloAt = now.Add(s.helloWait)
+}
+
 func (s *session) sayHello() error {
-	sum, err := s.l.c.Store.Summary()
+	hello, err := s.newHello()
 	if err != nil {
-		return stored(err)
+		return err
 	}
-	s.epoch, s.helloFirst, s.sent, s.logged = sum.Epoch, sum.First, sum.First, sum.First
-	s.welcomed, s.resendAt, s.lingerAt = false, time.Time{}, time.Time{}
-	s.l.welcomed.Store(false)
-	if err := s.c.publish(wire.Up{Hello: &wire.Hello{
-		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
-		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open,
-	}}); err != nil {
+	if err := s.c.publish(hello); err != nil {
 		return fmt.Errorf("say hello: %w", err)
 	}
 	return nil
+}
+
+func (s *session) newHello() (wire.Up, error) {
+	sum, err := s.l.c.Store.Summary()
+	if err != nil {
+		return wire.Up{}, stored(err)
+	}
+	s.epoch, s.helloFirst, s.sent, s.logged = sum.Epoch, sum.First, sum.First, sum.First
+	s.welcomed, s.resendAt, s.lingerAt, s.clocked = false, time.Time{}, time.Time{}, 0
+	s.l.welcomed.Store(false)
+	return wire.Up{Hello: &wire.Hello{
+		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
+		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open,
+	}}, nil
 }
 
 // packet takes what came from the broker.
@@ -335,7 +446,7 @@ func (s *session) welcome(w wire.Welcome) error {
 	s.sent = max(first, expects)
 	s.resendAt = time.Time{}
 	if first < next {
-		s.interval = s.resend
+		s.interval = s.overdue()
 		s.resendAt = time.Now().Add(s.interval)
 	}
 	return nil
@@ -366,7 +477,11 @@ func (s *session) receipt(r wire.Receipt) {
 		return
 	}
 	s.logged = max(s.logged, r.Seq+1)
-	s.interval = s.resend
+	if s.clocked != 0 && r.Seq >= s.clocked {
+		s.l.path.receipts.add(time.Since(s.clockedAt))
+		s.clocked = 0
+	}
+	s.interval = s.overdue()
 	_, first, _ := s.l.c.Store.Numbers()
 	if s.resendAt = time.Now().Add(s.interval); s.sent <= first {
 		s.resendAt = time.Time{}
