@@ -109,8 +109,7 @@ type simState struct {
 	Phase     int    `json:"phase"`
 	Started   int    `json:"started"`
 	Connected int    `json:"connected"`
-	Sessions  uint64 `json:"sessions"`
-	Pending   uint64 `json:"pending"`
+	Resent    uint64 `json:"resent"`
 	Changes   int    `json:"changes"`
 	Failed    int    `json:"failed"`
 }
@@ -123,9 +122,8 @@ type simResult struct {
 	Changes        int     `json:"changes"`
 	Processes      int     `json:"processes"`
 	Reports        struct {
-		Made      uint64 `json:"made"`
-		Receipted uint64 `json:"receipted"`
-		Resent    uint64 `json:"resent"`
+		Made   uint64 `json:"made"`
+		Resent uint64 `json:"resent"`
 	} `json:"reports"`
 	Receipt struct {
 		P50 float64 `json:"p50_ms"`
