@@ -45,7 +45,7 @@ const (
 	// connects waits in line for it.
 	authTimeout = 30 * time.Second
 	// tlsTimeout bounds a handshake; narrow links and reconnect storms are slow.
-	tlsTimeout = 60 * time.Second
+	tlsTimeout = 3 * time.Minute
 	// startTimeout bounds the wait for an in-process connection.
 	startTimeout = 10 * time.Second
 )
