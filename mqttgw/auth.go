@@ -92,6 +92,7 @@ func (g *Gateway) answerCallout(ctx context.Context, m *nats.Msg) {
 		g.broker.refuse("late")
 		return
 	}
+	defer g.broker.answered(req.ClientInformation.ID)
 	req.ClientInformation.Host = g.broker.address(req.ClientInformation.ID, req.ClientInformation.Host)
 	resp := jwt.NewAuthorizationResponseClaims(req.UserNkey)
 	resp.Audience = req.Server.ID

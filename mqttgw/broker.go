@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"pallas/mqttgw/pki"
 	"pallas/mqttgw/wire"
 )
 
@@ -69,6 +71,10 @@ type BrokerConfig struct {
 	// broker raises the minimum version to TLS 1.3 and demands a verified
 	// client certificate whatever it says.
 	TLS *tls.Config
+	// TicketKeys is the file with the keys of TLS session tickets, so that a
+	// device's session outlives this process. It is made when it does not
+	// exist. Empty means keys that nobody else has.
+	TicketKeys string
 	// Sync is the interval of fsync: what a power cut can take. 0 means to
 	// sync before each write is acknowledged.
 	Sync time.Duration
@@ -93,6 +99,8 @@ type Broker struct {
 	refused *prometheus.CounterVec
 	origins origins // of connections that come through a shared port
 	meter   *meter  // of what connections cost
+	gate    *admission
+	tickets *pki.TicketKeys
 
 	open  atomic.Bool // whether the door lets anybody in
 	fault *storeFault
@@ -115,7 +123,7 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 	if cfg.UserTimeout == 0 {
 		cfg.UserTimeout = 2 * time.Minute
 	}
-	b := &Broker{cfg: cfg, meter: newMeter(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+	b := &Broker{cfg: cfg, meter: newMeter(), gate: newAdmission(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
@@ -184,6 +192,9 @@ func (b *Broker) Start(ctx context.Context) (err error) {
 			b.lock = nil
 		}
 	}()
+	if b.cfg.TicketKeys != "" {
+		b.tickets = pki.LoadTicketKeys(b.cfg.TicketKeys, b.cfg.Log)
+	}
 	if err := b.probe(ctx); err != nil {
 		return fmt.Errorf("start broker: listen for MQTT: %w", err)
 	}
@@ -310,23 +321,40 @@ func (b *Broker) tlsConfig() *tls.Config {
 		return c
 	}
 	c := harden(b.cfg.TLS)
+	// The one that handshakes use: only its own ticket keys are looked at.
+	own := harden(b.cfg.TLS)
 	inner := c.GetConfigForClient
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if !b.open.Load() {
 			return nil, errClosedDoor
 		}
-		b.watchPeer(hello.Conn)
-		b.awaitPeer(hello)
-		if inner == nil {
-			return nil, nil
-		}
-		c, err := inner(hello)
-		if c == nil || err != nil {
+		if err := b.gate.enter(hello.Context(), peer(hello.Conn)); err != nil {
 			return nil, err
 		}
-		return harden(c), nil
+		b.watchPeer(hello.Conn)
+		b.awaitPeer(hello)
+		if inner != nil {
+			switch c, err := inner(hello); {
+			case err != nil:
+				return nil, err
+			case c != nil:
+				return harden(c), nil
+			}
+		}
+		if b.tickets != nil {
+			b.tickets.Apply(own, time.Now())
+		}
+		return own, nil
 	}
 	return c
+}
+
+// peer is the address of the other side; the zero value if that has none.
+func peer(c net.Conn) netip.AddrPort {
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return plain(tcp.AddrPort())
+	}
+	return netip.AddrPort{}
 }
 
 // watchPeer lets the kernel find out that a device is gone. nats-server never
@@ -416,6 +444,16 @@ func (b *Broker) MQTTConns() int {
 		}
 	}
 	return max(0, n)
+}
+
+// Accepted returns how many connections the door has let in so far.
+func (b *Broker) Accepted() uint64 { return b.gate.accepted.Load() }
+
+// answered says that the callout about a connection is over.
+func (b *Broker) answered(conn uint64) {
+	if seen, ok := b.seen(conn); ok {
+		b.gate.leave(seen)
+	}
 }
 
 // Kick closes a connection by the broker's number for it. A connection that is

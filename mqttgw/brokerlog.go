@@ -46,7 +46,7 @@ func (l *serverLog) line(level slog.Level, format string, v []any) {
 	s := l.origins.inLine(text(format, v))
 	l.fault.line(s)
 	switch reason := refusal(s, v); {
-	case reason == reasonClosed:
+	case reason == reasonClosed, reason == reasonBusy:
 		l.refused(reason)
 		l.log.Debug("device refused", "reason", reason, "text", s)
 	case reason != "":
@@ -76,8 +76,11 @@ var refusals = []struct{ part, reason string }{
 	{"handshake error", "handshake"},
 }
 
-// reasonClosed is the reason of a connection that came while no gateway ran.
-const reasonClosed = "closed"
+// Reasons of connections that came while no gateway ran, or among too many.
+const (
+	reasonClosed = "closed"
+	reasonBusy   = "busy"
+)
 
 // refusal names what the line says a device did wrong, or "".
 func refusal(line string, args []any) string {
@@ -95,6 +98,8 @@ func refusal(line string, args []any) string {
 		switch {
 		case errors.Is(err, errClosedDoor):
 			return reasonClosed
+		case errors.Is(err, errBusy):
+			return reasonBusy
 		case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 			return "certificate_expired"
 		case errors.As(err, &unknown):

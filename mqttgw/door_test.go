@@ -217,6 +217,7 @@ type connectOptions struct {
 	persistent         bool
 	cert               *tls.Certificate // instead of the device's
 	alpn               []string
+	sessions           tls.ClientSessionCache
 	dial               func() (net.Conn, error) // instead of the MQTT port
 }
 
@@ -244,7 +245,7 @@ func (dev *device) dial(o connectOptions) *client {
 		cert = *o.cert
 	}
 	c := &client{t: t, dev: dev, in: make(chan wire.Down, 4096), acks: make(chan []byte, 4096), closed: make(chan struct{})}
-	cfg := &tls.Config{RootCAs: dev.door.ca.Pool(), ServerName: "127.0.0.1", NextProtos: o.alpn}
+	cfg := &tls.Config{RootCAs: dev.door.ca.Pool(), ServerName: "127.0.0.1", NextProtos: o.alpn, ClientSessionCache: o.sessions}
 	if len(cert.Certificate) > 0 {
 		// Sent even when the server does not ask for its CA.
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }

@@ -162,7 +162,7 @@ func New(cfg Config) (*Gateway, error) {
 		sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pallas_device_sessions", Help: "Devices that have a session.",
 		}, func() float64 { return float64(g.Sessions()) })
-		for _, c := range []prometheus.Collector{g.broker.refused, g.broker.meter.bytes, g.broker.meter.dropped, g.reports, g.receipts, g.punished, sessions} {
+		for _, c := range []prometheus.Collector{g.broker.refused, g.broker.gate, g.broker.meter.bytes, g.broker.meter.dropped, g.reports, g.receipts, g.punished, sessions} {
 			if err := r.Register(c); err != nil {
 				return nil, fmt.Errorf("gateway: register metrics: %w", err)
 			}
