@@ -28,7 +28,7 @@ func benchVM(device, vm int, power events.PowerState) events.VM {
 
 // benchLog holds a decision per event for devices with their hosts and
 // virtual machines, and then changes of power.
-func benchLog(b *testing.B, devices int) (store events.Store, changes int) {
+func benchLog(b testing.TB, devices int) (store events.Store, changes int) {
 	b.Helper()
 	m := eventstest.NewMemory()
 	n := 0
