@@ -5,9 +5,9 @@ package jsstore_test
 import "testing"
 
 // allocsAppend is what an append may allocate, the broker's half in the same
-// process included: 39 are of a synchronous JetStream publish, 10 of encoding,
-// the others of headers, expected revision and deduplication. 10 are to spare,
-// because the broker's other work is counted too.
+// process included: 39 are of a synchronous JetStream publish, the others of the
+// decision, its encoding, headers, expected revision and deduplication. Some are
+// to spare, because the broker's other work is counted too.
 const allocsAppend = 80
 
 func TestAllocsAppend(t *testing.T) {
