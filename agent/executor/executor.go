@@ -90,7 +90,9 @@ func New(c Config) (*Executor, error) {
 // it returns nil when the last task has stopped. A task that runs at that time
 // stays open in the journal.
 func (e *Executor) Run(ctx context.Context) error {
-	if err := e.c.Store.Prune(e.c.Now()); err != nil {
+	if err := e.c.Store.Prune(e.c.Now()); errors.Is(err, store.ErrWrite) {
+		e.c.Log.Error("cannot clean up the journal", "error", err)
+	} else if err != nil {
 		return err
 	}
 	if err := e.resume(ctx); err != nil {

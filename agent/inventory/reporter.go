@@ -129,7 +129,7 @@ func (r *Reporter) ReadOnly() string {
 }
 
 // Run reports until ctx is done, and then returns nil. Any other return is a
-// fault of the store.
+// fault of the store that does not pass.
 func (r *Reporter) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
@@ -139,7 +139,8 @@ func (r *Reporter) Run(ctx context.Context) error {
 	watching.Go(func() { r.watch(ctx, changed) })
 
 	lost := retry.Backoff{Base: time.Second, Cap: r.c.RetryCap}
-	var wait time.Duration // before the next look; the first is at once
+	full := retry.Backoff{Base: time.Second, Cap: 10 * time.Second} // the disk
+	var wait time.Duration                                          // before the next look; the first is at once
 	for {
 		urgent, err := r.pause(ctx, wait, changed)
 		if err != nil {
@@ -157,8 +158,11 @@ func (r *Reporter) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, errStore):
+		case errors.Is(err, errStore) && !errors.Is(err, store.ErrWrite):
 			return err
+		case errors.Is(err, errStore):
+			wait = full.Next()
+			r.c.Log.Error("cannot write what changed on the host; trying again", "error", err, "retry_in", wait)
 		case err != nil:
 			wait = lost.Next()
 		case more:

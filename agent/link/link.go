@@ -134,7 +134,7 @@ func (l *Link) Stats() Stats {
 }
 
 // Run keeps the line up until ctx is done, and then says goodbye and returns
-// nil. Any other return is a fault of the store.
+// nil. Any other return is a fault of the store that does not pass.
 func (l *Link) Run(ctx context.Context) error {
 	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
 	for {
@@ -146,7 +146,7 @@ func (l *Link) Run(ctx context.Context) error {
 			return nil
 		}
 		var fatal *storeError
-		if errors.As(err, &fatal) {
+		if errors.As(err, &fatal) && !errors.Is(err, store.ErrWrite) {
 			return err
 		}
 		// A session that breaks at once is no reason to hurry back.

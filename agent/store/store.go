@@ -24,6 +24,10 @@ import (
 // ErrBusy says that another process uses the file.
 var ErrBusy = errors.New("another agent uses this data folder")
 
+// ErrWrite says that the disk did not take a change: it is full, read-only or
+// in trouble. Nothing was changed; whoever wrote waits and tries again.
+var ErrWrite = errors.New("the disk does not take it")
+
 var (
 	bucketMeta    = []byte("meta")
 	bucketOutbox  = []byte("outbox")  // sequence, big endian → wire.Up with one report
@@ -195,8 +199,22 @@ func openError(path string, err error) error {
 	return &damageError{fmt.Errorf("open %s: %w", path, err)}
 }
 
-// load reads the numbering, or begins one.
+// load reads the numbering, or begins one. A file that is complete is not
+// written to: the disk may be full.
 func (s *Store) load() error {
+	complete := false
+	if err := s.db.View(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketMeta, bucketOutbox, bucketVMs, bucketJournal} {
+			if tx.Bucket(name) == nil {
+				return nil
+			}
+		}
+		s.state = readState(tx.Bucket(bucketMeta))
+		s.saved, complete = s.state, s.state.epoch != 0
+		return nil
+	}); err != nil || complete {
+		return err
+	}
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketMeta, bucketOutbox, bucketVMs, bucketJournal} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -219,6 +237,9 @@ func (s *Store) load() error {
 // Close writes what was put off and closes the file.
 func (s *Store) Close() error {
 	err := s.Flush()
+	if errors.Is(err, ErrWrite) {
+		err = nil // it costs sending again
+	}
 	return errors.Join(err, s.db.Close())
 }
 
@@ -250,6 +271,7 @@ func (s *Store) Update(fn func(*Tx) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := &Tx{state: s.state}
+	ready := false // for the disk
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		t.tx = tx
 		if err := fn(t); err != nil {
@@ -262,9 +284,16 @@ func (s *Store) Update(fn func(*Tx) error) error {
 				return err
 			}
 		}
-		return writeState(tx.Bucket(bucketMeta), t.state)
+		if err := writeState(tx.Bucket(bucketMeta), t.state); err != nil {
+			return err
+		}
+		ready = true
+		return nil
 	})
-	if err != nil {
+	switch {
+	case err != nil && ready: // bbolt keeps the disk's error as text only
+		return fmt.Errorf("write agent state: %w: %w", ErrWrite, err)
+	case err != nil:
 		return fmt.Errorf("write agent state: %w", err)
 	}
 	grown := t.state.next != s.state.next || t.state.epoch != s.state.epoch
@@ -289,14 +318,17 @@ func (s *Store) Clock() time.Time {
 }
 
 // SetClock notes what time the manager told. It reaches the disk with the next
-// transaction, or at once when it is much newer than what is there.
+// transaction, or at once when it is much newer than what is there and the disk
+// takes it.
 func (s *Store) SetClock(t time.Time) error {
 	s.mu.Lock()
 	s.state.clock = max(s.state.clock, t.Unix())
 	urgent := s.state.clock-s.saved.clock > int64((6 * time.Hour).Seconds())
 	s.mu.Unlock()
 	if urgent {
-		return s.Flush()
+		if err := s.Flush(); !errors.Is(err, ErrWrite) {
+			return err
+		}
 	}
 	return nil
 }

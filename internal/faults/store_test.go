@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,4 +86,32 @@ func (w *weather) write(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	return r.StatusCode(), nil
+}
+
+// TestAgentDiskFull fills the disk of agents while their hosts change and tasks
+// come: they wait, and go on with everything when there is room again.
+func TestAgentDiskFull(t *testing.T) {
+	w := newWeather(t)
+	if w.small == nil {
+		t.Skip("this test needs a disk with faults")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	for i := range fleets * perFleet {
+		load.Go(func() { w.books.work(ctx, i) })
+	}
+	w.do(act{kind: "agents' disk full", hold: 5 * time.Second})
+	w.small.Set(faults.Full)
+	w.fleets[0].kill(nil) // a start without room
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the log of the agents ends with:\n%s", w.fleets[0].tail(10))
+		}
+	})
+	servertest.Eventually(t, 30*time.Second, w.well)
+	w.small.Set(faults.Good)
+	cancel()
+	load.Wait()
+	w.calm()
+	w.check(map[string]int{"agents' disk full": 2})
 }

@@ -45,7 +45,7 @@ var kinds = map[string]bool{
 	"agents killed": false, "agents frozen": false, "links cut": false, "names unresolved": false,
 	"read model deleted": false, "read model damaged": false, "read model damaged before a start": false,
 	"log torn at its end": false,
-	"disk full":           true, "disk full at once": true, "disk read-only": true, "disk bad for writing": true,
+	"agents' disk full":   true, "disk full": true, "disk full at once": true, "disk read-only": true, "disk bad for writing": true,
 	"disk bad for reading": true, "disk bad for syncing": true, "disk slow": true, "power cut": true,
 }
 
@@ -75,6 +75,7 @@ type weather struct {
 	m       *servertest.Manager // its configuration and API; it runs as a process
 	back    string              // the folder behind the disk
 	disk    *faults.Disk        // nil without FUSE
+	small   *faults.Disk        // of the agents of fleet 0
 	manager *process
 	fleets  []*process
 	dirs    []string // of the fleets
@@ -141,6 +142,9 @@ func newWeather(t *testing.T) *weather {
 	}
 	for i := range fleets {
 		f := fleetFile{Dir: t.TempDir(), Data: t.TempDir(), Join: join, First: i * perFleet, Devices: perFleet}
+		if i == 0 && w.disk != nil {
+			w.small, f.Data = mount(t, f.Data)
+		}
 		path := filepath.Join(f.Dir, "fleet")
 		if err := writeJSON(path, f); err != nil {
 			t.Fatal(err)
@@ -218,6 +222,10 @@ func (w *weather) do(a act) {
 		f.signal(syscall.SIGSTOP)
 		pause(w.t.Context(), a.hold)
 		f.signal(syscall.SIGCONT)
+	case "agents' disk full":
+		w.small.Set(faults.Full)
+		pause(w.t.Context(), a.hold)
+		w.small.Set(faults.Good)
 	case "links cut":
 		w.link.Cut()
 		pause(w.t.Context(), a.hold)
@@ -450,6 +458,12 @@ func (w *weather) settled() error {
 		}
 		if s.Pending > 0 {
 			return fmt.Errorf("fleet %d has %d reports without a receipt", i, s.Pending)
+		}
+		for k, device := range s.Devices {
+			newest := changeName(i*perFleet+k, s.Made[k]-1)
+			if r, err := w.m.API.GetVmWithResponse(w.t.Context(), device, newest, nil); err != nil || r.JSON200 == nil {
+				return fmt.Errorf("machine %s is not known yet: %w", newest, err)
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
