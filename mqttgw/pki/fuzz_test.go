@@ -1,6 +1,9 @@
 package pki_test
 
 import (
+	"bytes"
+	"crypto/tls"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -42,6 +45,35 @@ func FuzzLoad(f *testing.F) {
 		}
 		if _, err := ca.IssueServer([]string{"localhost"}, time.Now(), 0); err != nil && time.Now().Before(ca.Certificate().NotAfter) {
 			t.Fatal(err)
+		}
+	})
+}
+
+// Whatever is in the file of ticket keys, there are keys afterwards, and the
+// file is one that is read without complaint.
+func FuzzTicketKeys(f *testing.F) {
+	now := time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
+	path := filepath.Join(f.TempDir(), "tickets")
+	pki.LoadTicketKeys(path, slog.New(slog.DiscardHandler)).Apply(&tls.Config{MinVersion: tls.VersionTLS13}, now)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(append(good, good...))
+	f.Add(bytes.Replace(good, []byte("2031"), []byte("9999"), 1))
+	f.Add([]byte("-----BEGIN TLS SESSION TICKET KEY-----\n"))
+	f.Add([]byte(" \n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "tickets")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		pki.LoadTicketKeys(path, slog.New(slog.DiscardHandler)).Apply(&tls.Config{MinVersion: tls.VersionTLS13}, now)
+		var log bytes.Buffer
+		pki.LoadTicketKeys(path, slog.New(slog.NewTextHandler(&log, nil))).Apply(&tls.Config{MinVersion: tls.VersionTLS13}, now)
+		if log.Len() > 0 {
+			t.Fatalf("%q: %s", b, &log)
 		}
 	})
 }
