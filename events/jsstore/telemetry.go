@@ -18,6 +18,8 @@ const (
 	telemetryName     = "TELEMETRY"
 	telemetrySubjects = "tm.>"
 	usageSubject      = "tm.usage"
+	// minTelemetry is the size below which the stream is not made smaller.
+	minTelemetry = 1 << 20
 )
 
 // TelemetryConfig says where measurements are and how much of them is kept.
@@ -28,7 +30,8 @@ type TelemetryConfig struct {
 	// Replicas is the number of servers that keep the stream; 0 means 1.
 	Replicas int
 	// MaxAge and MaxBytes bound the stream: what is older goes, and the oldest
-	// of what is too much. 0 means no bound.
+	// of what is too much. 0 means no bound. A disk that cannot promise MaxBytes
+	// promises half of it, or a half of that.
 	MaxAge   time.Duration
 	MaxBytes int64
 	// Room is asked before each write, and says with an error that there is no
@@ -62,7 +65,7 @@ func OpenTelemetry(ctx context.Context, c TelemetryConfig) (*Telemetry, error) {
 	if c.MaxAge > 0 {
 		window = min(window, c.MaxAge) // the server demands it
 	}
-	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	cfg := jetstream.StreamConfig{
 		Name:        telemetryName,
 		Description: "Pallas measurements: the oldest go first",
 		Subjects:    []string{telemetrySubjects},
@@ -74,7 +77,12 @@ func OpenTelemetry(ctx context.Context, c TelemetryConfig) (*Telemetry, error) {
 		Replicas:    max(c.Replicas, 1),
 		Duplicates:  window,
 		AllowDirect: true,
-	})
+	}
+	stream, err := js.CreateOrUpdateStream(ctx, cfg)
+	for errors.Is(translate(err), events.ErrNoSpace) && cfg.MaxBytes > minTelemetry {
+		cfg.MaxBytes /= 2
+		stream, err = js.CreateOrUpdateStream(ctx, cfg)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open telemetry: stream %s: %w", telemetryName, translate(err))
 	}

@@ -738,6 +738,19 @@ func (e ListVmsParamsTools) Valid() bool {
 	}
 }
 
+// Bytes defines model for Bytes.
+type Bytes struct {
+	// Received Bytes on the wire from the device, with IP and TCP headers.
+	//
+	// Example: 48211
+	Received int64 `json:"received"`
+
+	// Sent Bytes on the wire to the device, with IP and TCP headers and what was sent again.
+	//
+	// Example: 39874
+	Sent int64 `json:"sent"`
+}
+
 // Certificate defines model for Certificate.
 type Certificate struct {
 	// NotAfter End of validity.
@@ -905,6 +918,24 @@ type Datastore struct {
 	Type string `json:"type"`
 }
 
+// DayUsage defines model for DayUsage.
+type DayUsage struct {
+	// Day Day in UTC.
+	//
+	// Example: 2026-11-23
+	Day openapi_types.Date `json:"day"`
+
+	// Received Bytes on the wire from the device, with IP and TCP headers.
+	//
+	// Example: 48211
+	Received int64 `json:"received"`
+
+	// Sent Bytes on the wire to the device, with IP and TCP headers and what was sent again.
+	//
+	// Example: 39874
+	Sent int64 `json:"sent"`
+}
+
 // Device defines model for Device.
 type Device struct {
 	// Address Where the last session came from, without a port.
@@ -1012,8 +1043,9 @@ type Device struct {
 	// UpdatedAt When anything of this last changed.
 	//
 	// Example: 2026-11-23T09:30:01Z
-	UpdatedAt *time.Time `json:"updatedAt,omitempty"`
-	Vms       VMCounts   `json:"vms"`
+	UpdatedAt *time.Time   `json:"updatedAt,omitempty"`
+	Usage     *DeviceUsage `json:"usage,omitempty"`
+	Vms       VMCounts     `json:"vms"`
 }
 
 // DeviceCondition How well the agent can manage its host: readOnly is a licence that forbids changes, denied a refused login, unreachable a host that does not answer, unknown before the first report.
@@ -1106,6 +1138,11 @@ type DeviceIdentityConnection string
 //
 // Example: approved
 type DeviceIdentityTrust string
+
+// DeviceUsage defines model for DeviceUsage.
+type DeviceUsage struct {
+	Today DayUsage `json:"today"`
+}
 
 // Disk defines model for Disk.
 type Disk struct {
@@ -1335,6 +1372,39 @@ type FieldError struct {
 	//
 	// Example: expected number >= 5
 	Message string `json:"message"`
+}
+
+// FleetDay defines model for FleetDay.
+type FleetDay struct {
+	// Day Day in UTC.
+	//
+	// Example: 2026-11-23
+	Day openapi_types.Date `json:"day"`
+
+	// Devices Devices that had a connection.
+	//
+	// Example: 115
+	Devices int64 `json:"devices"`
+
+	// P50 Bytes of both directions that half of these devices did not exceed.
+	//
+	// Example: 81200
+	P50 int64 `json:"p50"`
+
+	// P99 Bytes of both directions that 99 of 100 of these devices did not exceed.
+	//
+	// Example: 914388
+	P99 int64 `json:"p99"`
+
+	// Received Bytes on the wire from the device, with IP and TCP headers.
+	//
+	// Example: 48211
+	Received int64 `json:"received"`
+
+	// Sent Bytes on the wire to the device, with IP and TCP headers and what was sent again.
+	//
+	// Example: 39874
+	Sent int64 `json:"sent"`
 }
 
 // Host defines model for Host.
@@ -1883,6 +1953,40 @@ type UpdateDevice struct {
 	Name *string `json:"name,omitempty"`
 }
 
+// UsageDayUsage defines model for UsageDayUsage.
+type UsageDayUsage struct {
+	// Days Day by day, the oldest first. Days on which there was nothing are left out.
+	Days []DayUsage `json:"days"`
+
+	// Since First day.
+	//
+	// Example: 2026-10-25
+	Since openapi_types.Date `json:"since"`
+	Total Bytes              `json:"total"`
+
+	// Until Last day.
+	//
+	// Example: 2026-11-23
+	Until openapi_types.Date `json:"until"`
+}
+
+// UsageFleetDay defines model for UsageFleetDay.
+type UsageFleetDay struct {
+	// Days Day by day, the oldest first. Days on which there was nothing are left out.
+	Days []FleetDay `json:"days"`
+
+	// Since First day.
+	//
+	// Example: 2026-10-25
+	Since openapi_types.Date `json:"since"`
+	Total Bytes              `json:"total"`
+
+	// Until Last day.
+	//
+	// Example: 2026-11-23
+	Until openapi_types.Date `json:"until"`
+}
+
 // VM defines model for VM.
 type VM struct {
 	// BootTime When it was powered on.
@@ -2080,6 +2184,18 @@ type RetireDeviceParams struct {
 	IfMatch *string `json:"If-Match,omitempty"`
 }
 
+// GetDeviceUsageParams defines parameters for GetDeviceUsage.
+type GetDeviceUsageParams struct {
+	// Since First day, in UTC. Without it 30 days are answered.
+	Since *string `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Last day, in UTC; today without it. At most 400 days are answered.
+	Until *string `form:"until,omitempty" json:"until,omitempty"`
+
+	// PallasPosition Position that the answer must show at least, as an earlier answer gave it. The read waits for it up to 5 seconds.
+	PallasPosition *int64 `json:"Pallas-Position,omitempty"`
+}
+
 // ListDeviceVmsParams defines parameters for ListDeviceVms.
 type ListDeviceVmsParams struct {
 	// Sort Order of the list.
@@ -2240,6 +2356,15 @@ type GetTaskParams struct {
 
 	// IfNoneMatch ETag of the caller's copy: 304 when that is still right.
 	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+}
+
+// GetUsageParams defines parameters for GetUsage.
+type GetUsageParams struct {
+	// Since First day, in UTC. Without it 30 days are answered.
+	Since *string `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Last day, in UTC; today without it. At most 400 days are answered.
+	Until *string `form:"until,omitempty" json:"until,omitempty"`
 }
 
 // ListVmsParams defines parameters for ListVms.
@@ -2452,6 +2577,13 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/devices/{device}/retire (the `RetireDevice` operationId).
 	RetireDevice(ctx context.Context, device string, params *RetireDeviceParams, body RetireDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetDeviceUsage Get what a device's connections cost
+	//
+	// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
+	//
+	// Corresponds with GET /api/v1/devices/{device}/usage (the `GetDeviceUsage` operationId).
+	GetDeviceUsage(ctx context.Context, device string, params *GetDeviceUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListDeviceVms List the virtual machines of a device
 	//
 	// In the order of names, or of ids.
@@ -2555,6 +2687,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/tasks/{task}/cancel (the `CancelTask` operationId).
 	CancelTask(ctx context.Context, task string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetUsage Get what the connections of all devices cost
+	//
+	// Bytes on the wire per day, as the manager's sockets counted them.
+	//
+	// Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
+	GetUsage(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListVms List virtual machines
 	//
@@ -2726,6 +2865,23 @@ func (c *Client) RetireDeviceWithBody(ctx context.Context, device string, params
 // Corresponds with POST /api/v1/devices/{device}/retire (the `RetireDevice` operationId).
 func (c *Client) RetireDevice(ctx context.Context, device string, params *RetireDeviceParams, body RetireDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRetireDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDeviceUsage Get what a device's connections cost
+//
+// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
+//
+// Corresponds with GET /api/v1/devices/{device}/usage (the `GetDeviceUsage` operationId).
+func (c *Client) GetDeviceUsage(ctx context.Context, device string, params *GetDeviceUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDeviceUsageRequest(c.Server, device, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2970,6 +3126,23 @@ func (c *Client) GetTask(ctx context.Context, task string, params *GetTaskParams
 // Corresponds with POST /api/v1/tasks/{task}/cancel (the `CancelTask` operationId).
 func (c *Client) CancelTask(ctx context.Context, task string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelTaskRequest(c.Server, task)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetUsage Get what the connections of all devices cost
+//
+// Bytes on the wire per day, as the manager's sockets counted them.
+//
+// Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
+func (c *Client) GetUsage(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetUsageRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3467,6 +3640,94 @@ func NewRetireDeviceRequestWithBody(server string, device string, params *Retire
 			}
 
 			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetDeviceUsageRequest constructs an http.Request for the GetDeviceUsage method
+func NewGetDeviceUsageRequest(server string, device string, params *GetDeviceUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/usage", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.PallasPosition != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Pallas-Position", *params.PallasPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Pallas-Position", headerParam0)
 		}
 
 	}
@@ -4424,6 +4685,72 @@ func NewCancelTaskRequest(server string, task string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetUsageRequest constructs an http.Request for the GetUsage method
+func NewGetUsageRequest(server string, params *GetUsageParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/usage")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListVmsRequest constructs an http.Request for the ListVms method
 func NewListVmsRequest(server string, params *ListVmsParams) (*http.Request, error) {
 	var err error
@@ -4854,6 +5181,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/devices/{device}/retire (the `RetireDevice` operationId).
 	RetireDeviceWithResponse(ctx context.Context, device string, params *RetireDeviceParams, body RetireDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RetireDeviceResponse, error)
 
+	// GetDeviceUsageWithResponse Get what a device's connections cost
+	//
+	// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/devices/{device}/usage (the `GetDeviceUsage` operationId).
+	GetDeviceUsageWithResponse(ctx context.Context, device string, params *GetDeviceUsageParams, reqEditors ...RequestEditorFn) (*GetDeviceUsageResponse, error)
+
 	// ListDeviceVmsWithResponse List the virtual machines of a device
 	//
 	// In the order of names, or of ids.
@@ -4977,6 +5313,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/tasks/{task}/cancel (the `CancelTask` operationId).
 	CancelTaskWithResponse(ctx context.Context, task string, reqEditors ...RequestEditorFn) (*CancelTaskResponse, error)
+
+	// GetUsageWithResponse Get what the connections of all devices cost
+	//
+	// Bytes on the wire per day, as the manager's sockets counted them.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
+	GetUsageWithResponse(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*GetUsageResponse, error)
 
 	// ListVmsWithResponse List virtual machines
 	//
@@ -5588,6 +5933,96 @@ func (r RetireDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RetireDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetDeviceUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UsageDayUsage
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDeviceUsageResponse) GetJSON200() *UsageDayUsage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetDeviceUsageResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDeviceUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDeviceUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDeviceUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDeviceUsageResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6779,6 +7214,89 @@ func (r CancelTaskResponse) ContentType() string {
 	return ""
 }
 
+type GetUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UsageFleetDay
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetUsageResponse) GetJSON200() *UsageFleetDay {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetUsageResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetUsageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListVmsResponse200Headers the declared response headers of an HTTP 200 response for ListVms
 type ListVmsResponse200Headers struct {
 	PallasPosition *int64
@@ -7302,6 +7820,21 @@ func (c *ClientWithResponses) RetireDeviceWithResponse(ctx context.Context, devi
 	return ParseRetireDeviceResponse(rsp)
 }
 
+// GetDeviceUsageWithResponse Get what a device's connections cost
+//
+// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/devices/{device}/usage (the `GetDeviceUsage` operationId).
+func (c *ClientWithResponses) GetDeviceUsageWithResponse(ctx context.Context, device string, params *GetDeviceUsageParams, reqEditors ...RequestEditorFn) (*GetDeviceUsageResponse, error) {
+	rsp, err := c.GetDeviceUsage(ctx, device, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDeviceUsageResponse(rsp)
+}
+
 // ListDeviceVmsWithResponse List the virtual machines of a device
 //
 // In the order of names, or of ids.
@@ -7508,6 +8041,21 @@ func (c *ClientWithResponses) CancelTaskWithResponse(ctx context.Context, task s
 		return nil, err
 	}
 	return ParseCancelTaskResponse(rsp)
+}
+
+// GetUsageWithResponse Get what the connections of all devices cost
+//
+// Bytes on the wire per day, as the manager's sockets counted them.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
+func (c *ClientWithResponses) GetUsageWithResponse(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*GetUsageResponse, error) {
+	rsp, err := c.GetUsage(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetUsageResponse(rsp)
 }
 
 // ListVmsWithResponse List virtual machines
@@ -8141,6 +8689,81 @@ func ParseRetireDeviceResponse(rsp *http.Response) (*RetireDeviceResponse, error
 			headers.PallasPosition = &value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetDeviceUsageResponse parses an HTTP response from a GetDeviceUsageWithResponse call
+func ParseGetDeviceUsageResponse(rsp *http.Response) (*GetDeviceUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDeviceUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UsageDayUsage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
 	}
 
 	return response, nil
@@ -9260,6 +9883,74 @@ func ParseCancelTaskResponse(rsp *http.Response) (*CancelTaskResponse, error) {
 			headers.PallasPosition = &value
 		}
 		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetUsageResponse parses an HTTP response from a GetUsageWithResponse call
+func ParseGetUsageResponse(rsp *http.Response) (*GetUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UsageFleetDay
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
 	}
 
 	return response, nil

@@ -31,6 +31,7 @@ type Device struct {
 	Certificate      *Certificate      `json:"certificate,omitempty" doc:"The device's newest certificate."`
 	VMs              VMCounts          `json:"vms" doc:"How many virtual machines the host has."`
 	Host             *Host             `json:"host,omitempty" doc:"What the host says of itself; absent before its first report. Lists leave datastores and networks out."`
+	Usage            *DeviceUsage      `json:"usage,omitempty" doc:"What its connections cost. Not in lists."`
 	UpdatedAt        time.Time         `json:"updatedAt,omitzero" example:"2026-11-23T09:30:01Z" doc:"When anything of this last changed."`
 	Revision         uint64            `json:"revision" example:"1841" doc:"Revision of the device's identity, trust, presence and labels. The first number of the ETag."`
 }

@@ -134,8 +134,11 @@ func start(t testing.TB, opts ...option) *manager {
 	})
 	t.Cleanup(func() { m.stopProjection(); must(t, m.db.Close()) })
 
+	usage, err := projections.OpenUsage(t.Context(), projections.UsageConfig{Path: filepath.Join(t.TempDir(), "telemetry.db"), Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	t.Cleanup(func() { must(t, usage.Close()) })
 	qc := queryhttp.Config{
-		DB: m.db, Store: m.store, Version: "test",
+		DB: m.db, Usage: usage, Store: m.store, Version: "test",
 		LogBytes: func(ctx context.Context) (uint64, error) {
 			s, err := js.Stream(ctx, "EVENTS")
 			if err != nil {

@@ -21,7 +21,7 @@ func spec() *huma.OpenAPI {
 }
 
 var operations = []string{
-	"approve-device", "cancel-task", "create-join-token", "enroll-device", "get-device", "get-join-token", "get-status", "get-task", "get-vm",
+	"approve-device", "cancel-task", "create-join-token", "enroll-device", "get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-vm",
 	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-tasks", "list-vms", "retire-device", "revoke-join-token",
 	"set-vm-power", "stream-events", "update-device", "whoami",
 }

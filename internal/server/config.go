@@ -19,12 +19,13 @@ type Config struct {
 	// read model.
 	DataDir string `yaml:"data_dir"`
 
-	HTTP    HTTPConfig    `yaml:"http"`
-	MQTT    MQTTConfig    `yaml:"mqtt"`
-	Events  EventsConfig  `yaml:"events"`
-	Devices DevicesConfig `yaml:"devices"`
-	Log     LogConfig     `yaml:"log"`
-	Debug   DebugConfig   `yaml:"debug"`
+	HTTP      HTTPConfig      `yaml:"http"`
+	MQTT      MQTTConfig      `yaml:"mqtt"`
+	Events    EventsConfig    `yaml:"events"`
+	Devices   DevicesConfig   `yaml:"devices"`
+	Telemetry TelemetryConfig `yaml:"telemetry"`
+	Log       LogConfig       `yaml:"log"`
+	Debug     DebugConfig     `yaml:"debug"`
 }
 
 // HTTPConfig is for the API.
@@ -106,7 +107,8 @@ func Defaults() Config {
 			Reconcile:       config.Duration(10 * time.Minute),
 			CertificateLife: config.Duration(90 * 24 * time.Hour),
 		},
-		Log: LogConfig{Level: "info", Format: "text"},
+		Telemetry: TelemetryConfig{Interval: config.Duration(5 * time.Minute), Days: 400, MaxBytes: 1 << 30},
+		Log:       LogConfig{Level: "info", Format: "text"},
 	}
 }
 
@@ -157,6 +159,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("devices.window: %d is out of range, want 1 to 65536", c.Devices.Window)
 	}
 	if err := c.Debug.validate(); err != nil {
+		return err
+	}
+	if err := c.Telemetry.validate(); err != nil {
 		return err
 	}
 	if _, err := c.Log.level(); err != nil {

@@ -58,6 +58,7 @@ type Server struct {
 	creds    *auth.Credentials
 	commands *commands.Dispatcher
 	db       *projections.DB
+	usage    *projections.Usage
 }
 
 // New checks the configuration. It touches nothing.
@@ -167,12 +168,29 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.db.Close() //nolint:errcheck // disposable, and at the end
+	measured, err := jsstore.OpenTelemetry(ctx, jsstore.TelemetryConfig{
+		Conn: conn, MaxAge: time.Duration(s.cfg.Telemetry.Days) * 24 * time.Hour, MaxBytes: s.cfg.Telemetry.MaxBytes,
+		Room: func() error {
+			_, err := httpapi.DiskCheck(s.cfg.DataDir, s.cfg.telemetryReserve()).Run(context.Background())
+			return err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if s.usage, err = projections.OpenUsage(ctx, projections.UsageConfig{
+		Path: filepath.Join(s.cfg.DataDir, "telemetry.db"), Keep: s.cfg.Telemetry.Days, Log: s.log, Registerer: registry,
+	}); err != nil {
+		return err
+	}
+	defer s.usage.Close() //nolint:errcheck // at the end
 
 	presence := reactors.NewPresence(reactors.PresenceConfig{
 		Commands: s.commands, Log: s.log, Grace: time.Duration(s.cfg.Devices.Grace), StartGrace: s.cfg.Devices.startGrace(),
 	})
 	gateway, err := mqttgw.New(mqttgw.Config{
 		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Registerer: registry,
+		Usage: measured, UsageInterval: time.Duration(s.cfg.Telemetry.Interval),
 		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
 		Settings: wire.Settings{
 			Window: s.cfg.Devices.Window, KeepAlive: seconds(s.cfg.Devices.KeepAlive),
@@ -218,6 +236,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	g.Go(func() error { return s.project(ctx) })
+	g.Go(func() error { return s.usage.Run(ctx, measured) })
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
@@ -260,7 +279,7 @@ func (s *Server) room() error {
 }
 
 func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
-	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, LogBytes: s.store.Bytes, Version: version.String()})
+	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, Usage: s.usage, LogBytes: s.store.Bytes, Version: version.String()})
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,11 @@ func (h *Handlers) getDevice(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return one(position, d.Revision, in.Conditional, device(d, true)), nil
+	body := device(d, true)
+	if body.Usage, err = h.today(ctx, id); err != nil {
+		return nil, err
+	}
+	return one(position, d.Revision, in.Conditional, body), nil
 }
 
 func (h *Handlers) device(ctx context.Context, id events.DeviceID) (projections.Device, error) {

@@ -19,6 +19,8 @@ type Config struct {
 	// DB is the read model, Store the event log. Required.
 	DB    *projections.DB
 	Store events.Store
+	// Usage is what devices' connections cost. Required.
+	Usage *projections.Usage
 	// LogBytes returns the size of the event log on disk. Required.
 	LogBytes func(ctx context.Context) (uint64, error)
 	// Version of the manager, for people.
@@ -41,8 +43,8 @@ const pastReaders = 8
 
 // New returns the operations.
 func New(cfg Config) (*Handlers, error) {
-	if cfg.DB == nil || cfg.Store == nil || cfg.LogBytes == nil {
-		return nil, errors.New("queryhttp: DB, Store and LogBytes are required")
+	if cfg.DB == nil || cfg.Store == nil || cfg.Usage == nil || cfg.LogBytes == nil {
+		return nil, errors.New("queryhttp: DB, Store, Usage and LogBytes are required")
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 15 * time.Second
@@ -61,6 +63,7 @@ func (h *Handlers) Register(api huma.API) {
 	h.registerJoinTokens(api)
 	h.registerEvents(api)
 	h.registerStatus(api)
+	h.registerUsage(api)
 }
 
 // waitTimeout bounds how long a read waits for its Pallas-Position.

@@ -89,7 +89,7 @@ func (a *app) root() *cobra.Command {
 		a.loginCommand(), a.logoutCommand(), a.contextCommand(),
 		a.deviceCommand(), a.approveCommand(), a.retireCommand(), a.labelCommand(),
 		a.vmCommand(), a.taskCommand(), a.joinTokenCommand(),
-		a.statusCommand(), a.whoamiCommand(), a.versionCommand(), a.decodeCommand())
+		a.usageCommand(), a.statusCommand(), a.whoamiCommand(), a.versionCommand(), a.decodeCommand())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	usageErrors(root)

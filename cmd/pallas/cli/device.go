@@ -180,7 +180,7 @@ func (a *app) describeDevice(ctx context.Context, s *session, d client.Device, r
 	}
 	if err := r.block("Connection",
 		"State", string(d.Connection), "Since", when(d.ConnectionSince, now), "Lost because", str(d.LostReason),
-		"Address", str(d.Address), "Agent", str(d.AgentVersion)); err != nil {
+		"Address", str(d.Address), "Agent", str(d.AgentVersion), "Usage", usageToday(d.Usage)); err != nil {
 		return err
 	}
 	if c := d.Certificate; c != nil {
