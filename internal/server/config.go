@@ -23,6 +23,7 @@ type Config struct {
 	MQTT      MQTTConfig      `yaml:"mqtt"`
 	Events    EventsConfig    `yaml:"events"`
 	Devices   DevicesConfig   `yaml:"devices"`
+	Memory    MemoryConfig    `yaml:"memory"`
 	Telemetry TelemetryConfig `yaml:"telemetry"`
 	Log       LogConfig       `yaml:"log"`
 	Debug     DebugConfig     `yaml:"debug"`
@@ -157,6 +158,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("events.min_free: %d is too little, want at least %d (16 MiB): what is under way needs it", c.Events.MinFree, 16<<20)
 	case c.Devices.Window < 1 || c.Devices.Window > 1<<16:
 		return fmt.Errorf("devices.window: %d is out of range, want 1 to 65536", c.Devices.Window)
+	}
+	if err := c.Memory.validate(); err != nil {
+		return err
 	}
 	if err := c.Debug.validate(); err != nil {
 		return err

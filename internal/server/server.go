@@ -90,6 +90,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	s.log.Info("memory limit", "bytes", setMemoryLimit(s.cfg.Memory))
 	if s.ca, err = pki.Load(pkiDir(s.cfg)); err != nil {
 		return fmt.Errorf("load the CA: %w", err)
 	}
@@ -118,7 +119,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 	broker, err := mqttgw.NewBroker(mqttgw.BrokerConfig{
 		Dir: brokerDir(s.cfg), MQTT: s.cfg.MQTT.Listen, Sync: time.Duration(s.cfg.Events.Sync), Log: s.log,
-		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool()},
+		TicketKeys: filepath.Join(pkiDir(s.cfg), "tickets.key"),
+		TLS:        &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool()},
 	})
 	if err != nil {
 		return err
@@ -240,6 +242,10 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
+	g.Go(func() error {
+		tendMemory(ctx, s.log, broker.Accepted)
+		return nil
+	})
 	g.Go(func() error { return serveDebug(ctx, debug) })
 	g.Go(func() error {
 		if err := s.serveHTTP(ctx, quit, web, certificates, handler); err != nil {
