@@ -46,12 +46,34 @@ func usage(t testing.TB, tm *jsstore.Telemetry) map[events.DeviceID]telemetry.By
 	}
 }
 
-// costs is what the client's own socket says, seen from the other end.
+// costs is what the client's own socket says, seen from the other end. What was
+// sent again counts as payload where it was sent alone.
 func (c *client) costs() telemetry.Bytes {
 	c.t.Helper()
-	b, err := (&link{conn: c.conn.(*tls.Conn).NetConn().(*net.TCPConn)}).bytes()
+	own := c.conn.(*tls.Conn).NetConn().(*net.TCPConn)
+	b, err := (&link{conn: own}).bytes()
 	check(c.t, err)
-	return telemetry.Bytes{Received: b.Sent, Sent: b.Received}
+	costs := telemetry.Bytes{Received: b.Sent - again(c.t, own), Sent: b.Received}
+	m := c.dev.door.broker.meter
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, slice := range m.links {
+		for _, l := range slice {
+			if l.device == c.dev.id {
+				costs.Sent += again(c.t, l.conn)
+			}
+		}
+	}
+	return costs
+}
+
+// again is how many bytes of payload a socket sent once more.
+func again(t testing.TB, conn *net.TCPConn) (n uint64) {
+	t.Helper()
+	check(t, must(conn.SyscallConn())(t).Control(func(fd uintptr) {
+		n = must(unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO))(t).Bytes_retrans
+	}))
+	return n
 }
 
 // TestUsageIsWhatTheSocketsSay compares both ends of a connection. Payload must
