@@ -33,7 +33,7 @@ func (d *DB) Counts(ctx context.Context) (Counts, error) {
 		if err := c.devices(ctx, tx); err != nil {
 			return err
 		}
-		if c.Power, err = count[events.PowerState](ctx, tx, `SELECT power, count(*) FROM vms GROUP BY power`); err != nil {
+		if c.Power, err = count[events.PowerState](ctx, tx, `SELECT power, n FROM vm_counts WHERE n > 0`); err != nil {
 			return err
 		}
 		c.OpenTasks, err = count[events.TaskStatus](ctx, tx,
@@ -46,9 +46,8 @@ func (d *DB) Counts(ctx context.Context) (Counts, error) {
 	return c, nil
 }
 
-// deviceStates groups in the order of an index that holds all it needs.
-const deviceStates = `SELECT trust, connection, condition, version, count(*)
-	FROM devices INDEXED BY devices_by_state GROUP BY trust, connection, condition, version`
+// deviceStates reads what the schema's triggers count.
+const deviceStates = `SELECT trust, connection, condition, version, n FROM device_counts WHERE n > 0`
 
 func (c *Counts) devices(ctx context.Context, tx *sql.Tx) error {
 	c.Trust, c.Connection = map[Trust]int{}, map[Connection]int{}

@@ -305,15 +305,12 @@ const busyTimeout = "5000" // milliseconds
 // openReaders opens the pool for queries: SQLite itself refuses to write
 // through it.
 func openReaders(ctx context.Context, path string) (*sql.DB, error) {
-	db, err := sql.Open("sqlite3", dsn(path, url.Values{
+	db := openEngine(dsn(path, url.Values{
 		"mode":          {"ro"},
 		"_query_only":   {"1"},
 		"_busy_timeout": {busyTimeout},
 		"_cache_size":   {"-8192"}, // KiB
 	}))
-	if err != nil {
-		return nil, err
-	}
 	n := max(4, runtime.GOMAXPROCS(0))
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
@@ -341,14 +338,11 @@ func openWriter(ctx context.Context, path string) (w *writer, err error) {
 			return nil, err
 		}
 	}
-	db, err := sql.Open("sqlite3", dsn(path, url.Values{
+	db := openEngine(dsn(path, url.Values{
 		"_busy_timeout": {busyTimeout},
 		"_cache_size":   {"-65536"}, // KiB
 		"_foreign_keys": {"0"},
 	}))
-	if err != nil {
-		return nil, err
-	}
 	db.SetMaxOpenConns(1)
 	w = &writer{db: db, stmts: map[string]*sql.Stmt{}}
 	defer func() {
@@ -405,12 +399,20 @@ func (w *writer) check(ctx context.Context) error {
 	case version != schemaVersion:
 		return fmt.Errorf("%w: %d, want %d", errOtherSchema, version, schemaVersion)
 	}
-	var result string
-	if err := w.conn.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&result); err != nil {
-		return fmt.Errorf("quick_check: %w", err)
+	// Table by table: of a virtual one SQLite would read every text again.
+	names, err := collect(ctx, w.conn, "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0", nil,
+		func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) })
+	if err != nil {
+		return fmt.Errorf("list tables: %w", err)
 	}
-	if result != "ok" {
-		return fmt.Errorf("%w: %s", errDamaged, result)
+	for _, name := range names {
+		var result string
+		if err := w.conn.QueryRowContext(ctx, "PRAGMA quick_check("+name+")").Scan(&result); err != nil {
+			return fmt.Errorf("quick_check: %w", err)
+		}
+		if result != "ok" {
+			return fmt.Errorf("%w: %s", errDamaged, result)
+		}
 	}
 	return nil
 }

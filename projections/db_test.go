@@ -186,9 +186,9 @@ func check(t testing.TB, err error) {
 // sums from the message.
 func TestSchemaVersion(t *testing.T) {
 	const (
-		version  = 1
-		tables   = "1650ea2385fca9b6"
-		contents = "04f706ccac762a49"
+		version  = 2
+		tables   = "3c044af731de543a"
+		contents = "713402bec9ed01a3"
 	)
 	sum := func(s string) string {
 		h := sha256.Sum256([]byte(s))

@@ -241,31 +241,62 @@ func scanDevice(rows *sql.Rows) (deviceRow, error) {
 	return d, err
 }
 
-// query builds the list's SELECT. The index that drives it is named, so that
-// its order never depends on what the planner guesses: it yields rows in the
-// list's order, and the rest are conditions on them.
-func (f DeviceFilter) query() (query, error) {
+// starts are the ways to begin the list.
+func (f DeviceFilter) starts() []start {
+	const table, key, id = "devices d", "d.name_key", "d.id"
+	starts := f.Selector.starts(nil, start{
+		key: "l.name_key", id: "l.device", join: "CROSS JOIN devices d ON d.id = l.device", max: maxSorted, weight: 1,
+	})
+	if f.Version != "" {
+		starts = column(starts, table, "devices_by_version", "d.version", key, id, []string{f.Version})
+	}
+	starts = column(starts, table, "devices_by_condition", "d.condition", key, id, f.Condition)
+	starts = column(starts, table, "devices_by_connection", "d.connection", key, id, f.Connection)
+	starts = column(starts, table, "devices_by_trust", "d.trust", key, id, f.Trust)
+	starts = append(starts, textStarts(start{
+		join: "CROSS JOIN devices d ON d.rowid = x.docid", requirement: -1, max: maxFetched, weight: 1,
+	}, "device_text", fold(f.Text))...)
+	if f.Sort == SortID { // no index yields that order
+		for i := range starts {
+			starts[i].key = ""
+		}
+	}
+	return starts
+}
+
+// query builds the list's SELECT. The index that it begins with is named, so
+// that its order never depends on what the planner guesses. Either it yields
+// rows in the list's order, and the rest are conditions on them; or the rows
+// are few, and their keys are sorted before the page is fetched.
+func (f DeviceFilter) query(size sizer) (query, error) {
 	if err := checkText(f.Text); err != nil {
 		return query{}, err
 	}
-	var q query
-	key, id := "d.name_key", "d.id"
-	sel := f.Selector
-	switch f.Sort {
-	case SortID:
-		q.from = deviceColumns + " FROM devices d INDEXED BY sqlite_autoindex_devices_1"
-	case SortName, "":
-		if r, rest, ok := sel.takeEqual(); ok {
-			sel = rest
-			key, id = "l.name_key", "l.device"
-			q.from = deviceColumns + ` FROM device_labels l INDEXED BY device_labels_by_value
-				CROSS JOIN devices d ON d.id = l.device`
-			q.and("l.key = ? AND l.value = ?", r.key, r.values[0])
-			break
-		}
-		q.from = deviceColumns + " FROM devices d INDEXED BY " + f.index()
-	default:
+	if f.Sort != SortID && f.Sort != SortName && f.Sort != "" {
 		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
+	}
+	from, err := choose(f.starts(), size)
+	if err != nil {
+		return query{}, err
+	}
+	sel := f.Selector
+	q := query{from: deviceColumns}
+	key, id := "d.name_key", "d.id"
+	switch {
+	case from != nil:
+		sel = sel.without(from.requirement)
+		q.and(from.cond, from.args...)
+		if from.ordered() {
+			key, id = from.key, from.id
+			q.from += " FROM " + from.from + " " + from.join
+		} else {
+			q.outer = deviceColumns + " FROM devices d WHERE d.rowid IN"
+			q.from = "SELECT d.rowid FROM " + from.from + " " + from.join
+		}
+	case f.Sort == SortID:
+		q.from += " FROM devices d INDEXED BY sqlite_autoindex_devices_1"
+	default:
+		q.from += " FROM devices d INDEXED BY devices_by_name"
 	}
 	in(&q, "d.trust", f.Trust)
 	in(&q, "d.connection", f.Connection)
@@ -300,29 +331,13 @@ func (f DeviceFilter) query() (query, error) {
 	return q, nil
 }
 
-// index is the one that leaves the fewest rows to look at, as far as that can
-// be told from the filter alone.
-func (f DeviceFilter) index() string {
-	switch {
-	case f.Version != "":
-		return "devices_by_version"
-	case len(f.Condition) == 1:
-		return "devices_by_condition"
-	case len(f.Connection) == 1:
-		return "devices_by_connection"
-	case len(f.Trust) == 1:
-		return "devices_by_trust"
-	}
-	return "devices_by_name"
-}
-
 // Devices returns a page of the devices that the filter selects.
 func (d *DB) Devices(ctx context.Context, f DeviceFilter) (Page[Device], error) {
 	limit, err := f.limit()
 	if err != nil {
 		return Page[Device]{}, fmt.Errorf("list devices: %w", err)
 	}
-	q, err := f.query()
+	q, err := f.query(d.sizer(ctx))
 	if err != nil {
 		return Page[Device]{}, fmt.Errorf("list devices: %w", err)
 	}

@@ -208,23 +208,72 @@ func scanVM(rows *sql.Rows) (vmRow, error) {
 	return r, err
 }
 
-// query builds the list's SELECT; see [DeviceFilter.query] for the named
-// index.
-func (f VMFilter) query() (query, error) {
+// starts are the ways to begin the list.
+func (f VMFilter) starts() []start {
+	const table, key, id = "vms v", "v.name_key", "v.id"
+	if f.Device != "" {
+		return column(nil, table, "vms_by_device", "v.device", key, id, []events.DeviceID{f.Device})
+	}
+	starts := f.Selector.starts(nil, start{
+		join: "CROSS JOIN vms v INDEXED BY vms_by_device ON v.device = l.device", max: maxSorted / vmsOfDevice, weight: vmsOfDevice,
+	})
+	starts = column(starts, table, "vms_by_power", "v.power", key, id, f.Power)
+	starts = append(starts, textStarts(start{
+		join: "CROSS JOIN vms v ON v.rowid = x.docid", requirement: -1, max: maxFetched, weight: 1,
+	}, "vm_text", fold(f.Text))...)
+	for i := range starts {
+		if f.Sort == SortID || starts[i].requirement >= 0 { // no index yields that order
+			starts[i].key = ""
+		}
+	}
+	return starts
+}
+
+// query builds the list's SELECT; see [DeviceFilter.query].
+func (f VMFilter) query(size sizer) (query, error) {
 	if err := checkText(f.Text); err != nil {
 		return query{}, err
 	}
-	index := "vms_by_name"
-	switch {
-	case f.Device != "":
-		index = "vms_by_device"
-	case len(f.Power) == 1:
-		index = "vms_by_power"
+	if f.Sort != SortID && f.Sort != SortName && f.Sort != "" {
+		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
 	}
+	const names = " LEFT JOIN devices d ON d.id = v.device"
 	q := query{from: vmColumns + " FROM vms v"}
-	switch f.Sort {
-	case SortID:
-		q.from += " INDEXED BY sqlite_autoindex_vms_1"
+	var from *start
+	if f.Device == "" || f.Sort != SortID {
+		var err error
+		if from, err = choose(f.starts(), size); err != nil {
+			return query{}, err
+		}
+	}
+	sel := f.Selector
+	switch {
+	case from != nil:
+		sel = sel.without(from.requirement)
+		q.and(from.cond, from.args...)
+		if from.ordered() {
+			q.from = vmColumns + " FROM " + from.from + names
+		} else {
+			q.outer = vmColumns + " FROM vms v" + names + " WHERE v.rowid IN"
+			q.from = "SELECT v.rowid FROM " + from.from + " " + from.join
+		}
+	case f.Sort == SortID:
+		q.from += " INDEXED BY sqlite_autoindex_vms_1" + names
+		if f.Device != "" {
+			q.and("v.device = ?", string(f.Device))
+		}
+	default:
+		q.from += " INDEXED BY vms_by_name" + names
+	}
+	in(&q, "v.power", f.Power)
+	in(&q, "v.tools", f.Tools)
+	sel.where(&q, "v.device")
+	if f.Text != "" {
+		text := fold(f.Text)
+		q.and(`(instr(v.name_key, ?) OR instr(v.id, ?) OR instr(lower(v.guest_name), ?)
+			OR instr(lower(v.hostname), ?) OR instr(lower(v.ips), ?))`, text, text, text, text, text)
+	}
+	if f.Sort == SortID {
 		q.tail = "ORDER BY v.device, v.id"
 		if f.Cursor != "" {
 			var device, id string
@@ -233,30 +282,15 @@ func (f VMFilter) query() (query, error) {
 			}
 			q.and("(v.device, v.id) > (?, ?)", device, id)
 		}
-	case SortName, "":
-		q.from += " INDEXED BY " + index
-		q.tail = "ORDER BY v.name_key, v.device, v.id"
-		if f.Cursor != "" {
-			var name, device, id string
-			if err := decodeCursor(f.Cursor, "vm-name", &name, &device, &id); err != nil {
-				return query{}, err
-			}
-			q.and("(v.name_key, v.device, v.id) > (?, ?, ?)", name, device, id)
+		return q, nil
+	}
+	q.tail = "ORDER BY v.name_key, v.device, v.id"
+	if f.Cursor != "" {
+		var name, device, id string
+		if err := decodeCursor(f.Cursor, "vm-name", &name, &device, &id); err != nil {
+			return query{}, err
 		}
-	default:
-		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
-	}
-	q.from += " LEFT JOIN devices d ON d.id = v.device"
-	if f.Device != "" {
-		q.and("v.device = ?", string(f.Device))
-	}
-	in(&q, "v.power", f.Power)
-	in(&q, "v.tools", f.Tools)
-	f.Selector.where(&q, "v.device")
-	if f.Text != "" {
-		text := fold(f.Text)
-		q.and(`(instr(v.name_key, ?) OR instr(v.id, ?) OR instr(lower(v.guest_name), ?)
-			OR instr(lower(v.hostname), ?) OR instr(lower(v.ips), ?))`, text, text, text, text, text)
+		q.and("(v.name_key, v.device, v.id) > (?, ?, ?)", name, device, id)
 	}
 	return q, nil
 }
@@ -267,7 +301,7 @@ func (d *DB) VMs(ctx context.Context, f VMFilter) (Page[VM], error) {
 	if err != nil {
 		return Page[VM]{}, fmt.Errorf("list vms: %w", err)
 	}
-	q, err := f.query()
+	q, err := f.query(d.sizer(ctx))
 	if err != nil {
 		return Page[VM]{}, fmt.Errorf("list vms: %w", err)
 	}

@@ -4,23 +4,48 @@ import (
 	"database/sql"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"pallas/events"
 )
 
-// TestQueryPlans looks at how SQLite runs each list: in the order of an index,
-// without sorting, from where the page before ended, and with every inner
-// look-up by key.
+// build returns the query of a filter when each of its conditions is met by so
+// many rows: more or less than are sorted.
+func build(t *testing.T, filter any, rows int) query {
+	t.Helper()
+	var q query
+	var err error
+	switch f := filter.(type) {
+	case interface{ query(sizer) (query, error) }:
+		q, err = f.query(func(start) (int, error) { return rows, nil })
+	case interface{ query() (query, error) }:
+		q, err = f.query()
+	default:
+		t.Fatalf("%T is no filter of a list", filter)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+const (
+	fewRows  = 1
+	manyRows = 1_000_000
+)
+
+// TestQueryPlans looks at how SQLite runs each list where much matches: in the
+// order of an index, without sorting, from where the page before ended, and
+// with every inner look-up by key.
 func TestQueryPlans(t *testing.T) {
 	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
 	deviceCursor := Window{Cursor: encodeCursor("device-name", "n", "i")}
 	vmCursor := Window{Cursor: encodeCursor("vm-name", "n", "d", "i")}
 	taskCursor := Window{Cursor: encodeCursor("task", 7, "i")}
-	type built interface{ query() (query, error) }
 	for name, tc := range map[string]struct {
-		filter built
+		filter any
 		first  string // what drives the query
 	}{
 		"devices":            {DeviceFilter{}, "SCAN d USING INDEX devices_by_name"},
@@ -75,10 +100,7 @@ func TestQueryPlans(t *testing.T) {
 		"uses":                 {TokenUseFilter{Token: token1, Window: Window{Cursor: encodeCursor("token-use", 1, "i")}}, "SEARCH u USING INDEX join_token_uses_by_position (token=? AND (position,device)>(?,?))"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			q, err := tc.filter.query()
-			if err != nil {
-				t.Fatal(err)
-			}
+			q := build(t, tc.filter, manyRows)
 			plan := explain(t, d, q)
 			if !strings.HasPrefix(plan[0], tc.first) {
 				t.Errorf("plan begins %q, want %q", plan[0], tc.first)
@@ -100,6 +122,75 @@ func TestQueryPlans(t *testing.T) {
 				t.Log(q.sql(), "\n", strings.Join(plan, "\n"))
 			}
 		})
+	}
+}
+
+// TestSortedPlans looks at the lists where little matches: they begin with what
+// is rare, and sort no more than the keys of that and then one page.
+func TestSortedPlans(t *testing.T) {
+	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
+	const byLabel = "SEARCH l USING COVERING INDEX device_labels_by_value "
+	for name, tc := range map[string]struct {
+		filter any
+		first  string // what drives the inner query
+	}{
+		"label in":         {DeviceFilter{Selector: mustSelector(t, "a in (b,c)")}, byLabel + "(key=? AND value=?)"},
+		"label exists":     {DeviceFilter{Selector: mustSelector(t, "a,!b,c!=d")}, byLabel + "(key=?)"},
+		"label in, next":   {DeviceFilter{Selector: mustSelector(t, "a in (b,c)"), Window: Window{Cursor: encodeCursor("device-name", "n", "i")}}, byLabel + "(key=? AND value=?)"},
+		"label by id":      {DeviceFilter{Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
+		"connections":      {DeviceFilter{Connection: []Connection{ConnectionLost, ConnectionNever}}, "SEARCH d USING COVERING INDEX devices_by_connection (connection=?)"},
+		"conditions":       {DeviceFilter{Condition: []events.Condition{"", events.ConditionDenied}}, "SEARCH d USING COVERING INDEX devices_by_condition (condition=?)"},
+		"trusts":           {DeviceFilter{Trust: []Trust{TrustPending, TrustRetired}}, "SEARCH d USING COVERING INDEX devices_by_trust (trust=?)"},
+		"text":             {DeviceFilter{Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"text by id":       {DeviceFilter{Text: "till", Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"vms by label":     {VMFilter{Selector: mustSelector(t, "a=b,c!=d")}, byLabel + "(key=? AND value=?)"},
+		"vms by label, id": {VMFilter{Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
+		"vms by powers":    {VMFilter{Power: []events.PowerState{events.PowerSuspended, events.PowerUnknown}}, "SEARCH v USING COVERING INDEX vms_by_power (power=?)"},
+		"vms by text":      {VMFilter{Text: "till", Tools: []events.ToolsState{events.ToolsRunning}, Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"vms by text only": {VMFilter{Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := build(t, tc.filter, fewRows)
+			plan := explain(t, d, q)
+			var inner []string
+			for i, line := range plan {
+				if strings.HasPrefix(line, "LIST SUBQUERY") && i == 1 {
+					inner = plan[2:]
+				}
+			}
+			if len(inner) == 0 || !strings.HasPrefix(inner[0], tc.first) {
+				t.Errorf("does not begin with %q", tc.first)
+			}
+			if !regexp.MustCompile(`^SEARCH [dv] USING INTEGER PRIMARY KEY \(rowid=\?\)`).MatchString(plan[0]) {
+				t.Errorf("fetches by %q", plan[0])
+			}
+			for _, line := range inner {
+				if line != inner[0] && strings.HasPrefix(line, "SCAN") {
+					t.Errorf("looks at more than it needs: %s", line)
+				}
+			}
+			if t.Failed() {
+				t.Log(q.sql(), "\n", strings.Join(plan, "\n"))
+			}
+		})
+	}
+}
+
+// TestSizePlans looks at how the rows of each start are counted.
+func TestSizePlans(t *testing.T) {
+	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
+	starts := append(DeviceFilter{
+		Trust: []Trust{TrustPending}, Connection: []Connection{ConnectionLost, ConnectionNever}, Condition: []events.Condition{""}, Version: "8",
+		Selector: mustSelector(t, "a=b,c in (d,e),f"), Text: "till",
+	}.starts(), VMFilter{Power: []events.PowerState{events.PowerOn}, Selector: mustSelector(t, "a=b"), Text: "till"}.starts()...)
+	if len(starts) != 13 {
+		t.Errorf("%d starts", len(starts))
+	}
+	for _, s := range starts {
+		plan := explain(t, d, query{from: s.sizeText(), args: append(slices.Clone(s.args), s.max)})
+		if !strings.Contains(plan[1], "USING COVERING INDEX") && !strings.Contains(plan[1], "VIRTUAL TABLE INDEX 2:") {
+			t.Errorf("%s\n%s", s.sizeText(), strings.Join(plan, "\n"))
+		}
 	}
 }
 
@@ -127,9 +218,8 @@ func TestOtherPlans(t *testing.T) {
 	for text, want := range map[string]string{
 		deviceColumns + " FROM devices d WHERE d.id = 'x'": "SEARCH d USING INDEX sqlite_autoindex_devices_1 (id=?)",
 		taskColumns + taskFrom + " WHERE t.id = 'x'":       "SEARCH t USING INDEX sqlite_autoindex_tasks_1 (id=?)",
-		deviceStates: "SCAN devices USING COVERING INDEX devices_by_state",
+		deviceStates: "SCAN device_counts",
 		"SELECT id FROM devices WHERE connection = 'connected' ORDER BY id":                                        "SEARCH devices USING COVERING INDEX devices_by_connection (connection=?)",
-		"SELECT power, count(*) FROM vms GROUP BY power":                                                           "SCAN vms USING COVERING INDEX vms_by_power",
 		"UPDATE device_labels SET name_key = 'x' WHERE device = 'd'":                                               "SEARCH device_labels USING PRIMARY KEY (device=?)",
 		"DELETE FROM vms WHERE device = 'd'":                                                                       "SEARCH vms USING",
 		deviceColumns + " FROM devices d WHERE d.id >= 'x' AND d.id < 'y'":                                         "SEARCH d USING INDEX sqlite_autoindex_devices_1 (id>? AND id<?)",

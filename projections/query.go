@@ -113,6 +113,9 @@ func decodeCursor(cursor, list string, key ...any) error {
 // query collects one SELECT: its text before WHERE, conditions with their
 // parameters, and the rest.
 type query struct {
+	// outer, if any, fetches the rows whose keys the query selects, in the same
+	// order.
+	outer string
 	from  string
 	conds []string
 	args  []any
@@ -148,7 +151,12 @@ func (q *query) sql() string {
 	if len(q.conds) > 0 {
 		s += " WHERE " + strings.Join(q.conds, " AND ")
 	}
-	return s + " " + q.tail
+	s += " " + q.tail
+	if q.outer != "" {
+		order, _, _ := strings.Cut(q.tail, " LIMIT ")
+		s = q.outer + " (" + s + ") " + order
+	}
+	return s
 }
 
 // queryer is a pool or a transaction.

@@ -2,7 +2,7 @@ package projections
 
 // schemaVersion names the tables and what Apply writes to them. Any change of
 // either needs another number; files of another version are built anew.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // applicationID marks the file as ours ("Plls" in ASCII), so that a path that
 // names somebody else's database is refused and not overwritten.
@@ -83,7 +83,43 @@ CREATE INDEX devices_by_trust      ON devices (trust, name_key, id);
 CREATE INDEX devices_by_connection ON devices (connection, name_key, id);
 CREATE INDEX devices_by_condition  ON devices (condition, name_key, id);
 CREATE INDEX devices_by_version    ON devices (version, name_key, id);
-CREATE INDEX devices_by_state      ON devices (trust, connection, condition, version);
+
+CREATE TABLE device_counts (
+	trust      TEXT NOT NULL,
+	connection TEXT NOT NULL,
+	condition  TEXT NOT NULL,
+	version    TEXT NOT NULL,
+	n          INTEGER NOT NULL,
+	PRIMARY KEY (trust, connection, condition, version)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER devices_count AFTER INSERT ON devices BEGIN
+	INSERT INTO device_counts VALUES (new.trust, new.connection, new.condition, new.version, 1)
+		ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER devices_recount AFTER UPDATE OF trust, connection, condition, version ON devices
+WHEN (old.trust, old.connection, old.condition, old.version) IS NOT (new.trust, new.connection, new.condition, new.version) BEGIN
+	UPDATE device_counts SET n = n - 1
+		WHERE (trust, connection, condition, version) = (old.trust, old.connection, old.condition, old.version);
+	INSERT INTO device_counts VALUES (new.trust, new.connection, new.condition, new.version, 1)
+		ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+-- What text search looks through; see text.go. A row's text is indexed again
+-- only when it changed.
+CREATE VIEW device_grams AS
+	SELECT rowid AS rowid, trigrams(name_key || char(10) || id || char(10) || host_key) AS grams FROM devices;
+CREATE VIRTUAL TABLE device_text USING fts4 (content="device_grams", grams, matchinfo=fts3);
+CREATE TRIGGER devices_text AFTER INSERT ON devices BEGIN
+	INSERT INTO device_text (docid, grams) SELECT rowid, grams FROM device_grams WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER devices_untext BEFORE UPDATE OF name_key, host_key ON devices
+WHEN (old.name_key, old.host_key) IS NOT (new.name_key, new.host_key) BEGIN
+	DELETE FROM device_text WHERE docid = old.rowid;
+END;
+CREATE TRIGGER devices_retext AFTER UPDATE OF name_key, host_key ON devices
+WHEN (old.name_key, old.host_key) IS NOT (new.name_key, new.host_key) BEGIN
+	INSERT INTO device_text (docid, grams) SELECT rowid, grams FROM device_grams WHERE rowid = new.rowid;
+END;
 
 CREATE TABLE device_labels (
 	device   TEXT NOT NULL,
@@ -118,6 +154,40 @@ CREATE TABLE vms (
 CREATE INDEX vms_by_name   ON vms (name_key, device, id, guest_name, hostname, ips);
 CREATE INDEX vms_by_device ON vms (device, name_key, id, power);
 CREATE INDEX vms_by_power  ON vms (power, name_key, device, id);
+
+CREATE TABLE vm_counts (
+	power TEXT PRIMARY KEY,
+	n     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER vms_count AFTER INSERT ON vms BEGIN
+	INSERT INTO vm_counts VALUES (new.power, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER vms_uncount AFTER DELETE ON vms BEGIN
+	UPDATE vm_counts SET n = n - 1 WHERE power = old.power;
+END;
+CREATE TRIGGER vms_recount AFTER UPDATE OF power ON vms WHEN old.power <> new.power BEGIN
+	UPDATE vm_counts SET n = n - 1 WHERE power = old.power;
+	INSERT INTO vm_counts VALUES (new.power, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE VIEW vm_grams AS
+	SELECT rowid AS rowid, trigrams(name_key || char(10) || id || char(10) || guest_name || char(10) || hostname || char(10) || ips) AS grams
+	FROM vms;
+CREATE VIRTUAL TABLE vm_text USING fts4 (content="vm_grams", grams, matchinfo=fts3);
+CREATE TRIGGER vms_text AFTER INSERT ON vms BEGIN
+	INSERT INTO vm_text (docid, grams) SELECT rowid, grams FROM vm_grams WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER vms_untext BEFORE UPDATE OF name_key, guest_name, hostname, ips ON vms
+WHEN (old.name_key, old.guest_name, old.hostname, old.ips) IS NOT (new.name_key, new.guest_name, new.hostname, new.ips) BEGIN
+	DELETE FROM vm_text WHERE docid = old.rowid;
+END;
+CREATE TRIGGER vms_retext AFTER UPDATE OF name_key, guest_name, hostname, ips ON vms
+WHEN (old.name_key, old.guest_name, old.hostname, old.ips) IS NOT (new.name_key, new.guest_name, new.hostname, new.ips) BEGIN
+	INSERT INTO vm_text (docid, grams) SELECT rowid, grams FROM vm_grams WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER vms_forget BEFORE DELETE ON vms BEGIN
+	DELETE FROM vm_text WHERE docid = old.rowid;
+END;
 
 CREATE TABLE tasks (
 	id                  TEXT NOT NULL,

@@ -147,19 +147,6 @@ func (r requirement) where(q *query, device string) {
 	q.and(cond+")", args...)
 }
 
-// takeEqual splits off the first requirement for one exact value. A list can
-// be driven by it: the label's index holds its devices in order.
-func (s Selector) takeEqual() (r requirement, rest Selector, ok bool) {
-	i := slices.IndexFunc(s.requirements, func(r requirement) bool {
-		return (r.op == opEqual || r.op == opIn) && len(r.values) == 1
-	})
-	if i < 0 {
-		return requirement{}, s, false
-	}
-	rest.requirements = append(slices.Clone(s.requirements[:i]), s.requirements[i+1:]...)
-	return s.requirements[i], rest, true
-}
-
 // Label keys and values as Kubernetes defines them: a name of up to 63
 // characters, for keys with an optional DNS subdomain before a slash.
 var (
