@@ -169,7 +169,11 @@ func (s *session) due(now time.Time) error {
 		s.helloWait *= 2
 		s.helloAt = now.Add(s.helloWait)
 	}
-	if passed(s.resendAt) && !s.postponed(&s.resendAt, now) {
+	switch {
+	case !passed(s.resendAt):
+	case s.c.tcp.unacknowledged() > 0:
+		s.resendAt = now.Add(s.interval) // the receipt is for what arrives only now
+	default:
 		// What the manager has too goes again: it answers with the receipt
 		// that got lost.
 		_, s.sent, _ = s.l.c.Store.Numbers()
