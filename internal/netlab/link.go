@@ -98,6 +98,7 @@ type flow struct {
 	portal     uint16 // the port that answers instead; 0: none
 	outside    uint16 // the client's port as the server sees it
 	dead       bool   // nothing passes
+	broken     bool   // nothing passes, and what tries is answered with a RST
 	clientAcks uint32 // newest acknowledgement of the client
 	serverAcks uint32
 }
@@ -250,6 +251,13 @@ func (l *Link) Break() {
 	l.write(last)
 }
 
+// refuse answers a packet of a broken connection, unless it is a RST itself.
+func (l *Link) refuse(p, answer packet) {
+	if p.flags()&flagRST == 0 {
+		l.write([]packet{answer})
+	}
+}
+
 func (l *Link) write(packets []packet) {
 	for _, p := range packets {
 		_, _ = l.tun.Write(p) // one that the kernel does not take is lost
@@ -291,16 +299,22 @@ func (l *Link) pause() time.Duration {
 // resets ends the connections of both ends.
 func (l *Link) resets() (all []packet) {
 	for port, f := range l.flows {
-		server := f.server
-		if f.portal != 0 {
-			server = f.portal
-		}
-		all = append(all,
-			reset(netip.AddrPortFrom(l.remote, f.server), netip.AddrPortFrom(l.local, port), f.clientAcks),
-			reset(netip.AddrPortFrom(l.remote, f.outside), netip.AddrPortFrom(l.local, server), f.serverAcks))
+		f.broken = true
+		all = append(all, l.resetClient(port, f), l.resetServer(f))
 	}
-	clear(l.flows)
 	return all
+}
+
+func (l *Link) resetClient(port uint16, f *flow) packet {
+	return reset(netip.AddrPortFrom(l.remote, f.server), netip.AddrPortFrom(l.local, port), f.clientAcks)
+}
+
+func (l *Link) resetServer(f *flow) packet {
+	server := f.server
+	if f.portal != 0 {
+		server = f.portal
+	}
+	return reset(netip.AddrPortFrom(l.remote, f.outside), netip.AddrPortFrom(l.local, server), f.serverAcks)
 }
 
 // read takes packets from the kernel.
@@ -382,6 +396,10 @@ func (l *Link) route(p packet) bool {
 			return false
 		}
 		f.clientAcks = p.ack()
+		if f.broken {
+			l.refuse(p, l.resetClient(port, f))
+			return false
+		}
 		if f.portal != 0 {
 			p.setDstPort(f.portal)
 		}
@@ -397,6 +415,10 @@ func (l *Link) route(p packet) bool {
 	}
 	if p.flags()&flagACK != 0 {
 		f.serverAcks = p.ack()
+	}
+	if f.broken {
+		l.refuse(p, l.resetServer(f))
+		return false
 	}
 	if f.portal != 0 {
 		p.setSrcPort(f.server)

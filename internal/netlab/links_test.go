@@ -170,9 +170,7 @@ func special(changes int) []*cell {
 		{name: "NAT rebinding, RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: func(l *netlab.Link) { l.Rebind(false) }},
 		{name: "NAT rebinding, silent | none | 50 ms", p: p, vms: 5, changes: changes, trouble: func(l *netlab.Link) { l.Rebind(true) }},
 		{name: "half-open | none | 50 ms", p: p, vms: 5, changes: changes, trouble: (*netlab.Link).Freeze},
-		{name: "cuts with RST | each 10 s | 50 ms", p: with(func(p *netlab.Profile) {
-			p.CutEvery, p.CutFor, p.Reset = 10*time.Second, time.Second, true
-		}), vms: 5, changes: changes},
+		{name: "broken by RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: (*netlab.Link).Break},
 		{name: "MTU black hole of 1,280 | none | 50 ms", p: with(func(p *netlab.Profile) { p.Hole = 1280 }), vms: 20, changes: changes},
 		{name: "captive HTML page | none | 50 ms", p: p, vms: 5, changes: changes, captive: true},
 	}
