@@ -624,6 +624,13 @@ func TestFloodOfHello(t *testing.T) {
 	other.receipt(1)
 }
 
+// forgive lets a test go on with the same device.
+func (p *penalties) forgive(id events.DeviceID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.devices.Remove(id)
+}
+
 func TestPenalties(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	p := newPenalties()
