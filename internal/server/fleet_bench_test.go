@@ -230,9 +230,14 @@ func (f *fleet) commands(b *testing.B, a *agents, ids []string, rate int) {
 	defer ticker.Stop()
 	for i := 0; i < count; {
 		<-ticker.C
-		for ; i < count && monotonic() >= start+int64(i)*int64(interval); i++ {
+		for i < count {
+			n, intended := i, start+int64(i)*int64(interval)
+			if monotonic() < intended {
+				break
+			}
+			i++
 			wg.Go(func() {
-				r, err := f.m.API.SetVmPowerWithResponse(b.Context(), ids[i%len(ids)], "vm-1", nil,
+				r, err := f.m.API.SetVmPowerWithResponse(b.Context(), ids[n%len(ids)], "vm-1", nil,
 					client.SetVmPowerJSONRequestBody{Action: client.SetVMPowerActionReset})
 				if err != nil || r.StatusCode() != http.StatusAccepted {
 					mu.Lock()
@@ -240,7 +245,7 @@ func (f *fleet) commands(b *testing.B, a *agents, ids []string, rate int) {
 					failed = append(failed, fmt.Sprintf("%v %s", err, answer(r)))
 					return
 				}
-				tasks[i] = asked{r.JSON202.Id.String(), start + int64(i)*int64(interval), monotonic()}
+				tasks[n] = asked{r.JSON202.Id.String(), intended, monotonic()}
 			})
 		}
 	}
