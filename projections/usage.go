@@ -292,7 +292,7 @@ func (u *Usage) apply(ctx context.Context, usage telemetry.Usage, position uint6
 	defer add.Close() //nolint:errcheck // ends with the transaction
 	for _, d := range usage.Devices {
 		id := uuid.MustParse(string(d.Device)) // checked when it was decoded
-		if _, err := add.Exec(usage.Day, id[:], int64(d.Received), int64(d.Sent)); err != nil {
+		if _, err := add.ExecContext(context.WithoutCancel(ctx), usage.Day, id[:], int64(d.Received), int64(d.Sent)); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,9 @@ type Days struct {
 	Until string `query:"until" maxLength:"10" example:"2026-11-23" doc:"Last day, in UTC; today without it. At most 400 days are answered."`
 }
 
+// Span answers a span of days.
+type Span[T any] struct{ Body httpapi.Usage[T] }
+
 func (d Days) span(ctx context.Context) (since, until telemetry.Day, err error) {
 	until = telemetry.DayOf(httpapi.RequestOf(ctx).Time)
 	if d.Until != "" {
@@ -64,7 +67,7 @@ func (h *Handlers) getDeviceUsage(ctx context.Context, in *struct {
 	DevicePath
 	Days
 },
-) (*struct{ Body httpapi.Usage[httpapi.DayUsage] }, error) {
+) (*Span[httpapi.DayUsage], error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
@@ -88,7 +91,7 @@ func (h *Handlers) getDeviceUsage(ctx context.Context, in *struct {
 	}), nil
 }
 
-func (h *Handlers) getUsage(ctx context.Context, in *Days) (*struct{ Body httpapi.Usage[httpapi.FleetDay] }, error) {
+func (h *Handlers) getUsage(ctx context.Context, in *Days) (*Span[httpapi.FleetDay], error) {
 	since, until, err := in.span(ctx)
 	if err != nil {
 		return nil, err
@@ -118,7 +121,7 @@ func (h *Handlers) today(ctx context.Context, id events.DeviceID) (*httpapi.Devi
 }
 
 // span answers days, and their sum.
-func span[R, T any](since, until telemetry.Day, days []R, show func(R) (T, httpapi.DayUsage)) *struct{ Body httpapi.Usage[T] } {
+func span[R, T any](since, until telemetry.Day, days []R, show func(R) (T, httpapi.DayUsage)) *Span[T] {
 	u := httpapi.Usage[T]{Since: string(since), Until: string(until), Days: make([]T, 0, len(days))}
 	for _, d := range days {
 		shown, day := show(d)
@@ -126,7 +129,7 @@ func span[R, T any](since, until telemetry.Day, days []R, show func(R) (T, httpa
 		u.Total.Received += day.Received
 		u.Total.Sent += day.Sent
 	}
-	return &struct{ Body httpapi.Usage[T] }{u}
+	return &Span[T]{u}
 }
 
 func dayUsage(d projections.DayUsage) httpapi.DayUsage {
