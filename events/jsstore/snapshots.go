@@ -28,10 +28,14 @@ func OpenSnapshots(ctx context.Context, conn *nats.Conn, replicas int) (*Snapsho
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: snapshotBucket, Description: "folded states; disposable", History: 1,
-		Storage: jetstream.FileStorage, Replicas: max(replicas, 1), Compression: true,
-	})
+	// One that is there is left as it is: a nearly full disk refuses changes.
+	kv, err := js.KeyValue(ctx, snapshotBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		kv, err = js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: snapshotBucket, Description: "folded states; disposable", History: 1,
+			Storage: jetstream.FileStorage, Replicas: max(replicas, 1), Compression: true,
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", translate(err))
 	}

@@ -47,10 +47,14 @@ type User struct {
 // before a credential is stored, and says with an error that there is no room:
 // [events.ErrNoSpace]; nil means that there always is.
 func Open(ctx context.Context, js jetstream.JetStream, replicas int, room func() error) (*Credentials, error) {
-	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: Bucket, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
-		Description: "hashed secrets; purgeable",
-	})
+	// One that is there is left as it is: a nearly full disk refuses changes.
+	kv, err := js.KeyValue(ctx, Bucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		kv, err = js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: Bucket, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
+			Description: "hashed secrets; purgeable",
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", Bucket, err)
 	}
