@@ -38,7 +38,7 @@ func (t *Tasks) copy() Tasks {
 
 func (t *JoinToken) copy() JoinToken {
 	c := *t
-	c.Used = slices.Clone(t.Used)
+	c.Recent = slices.Clone(t.Recent)
 	c.Labels = maps.Clone(t.Labels)
 	return c
 }

@@ -9,7 +9,7 @@ import (
 
 // States are the folded aggregates that a command is decided on. Only those
 // that the command concerns need be set: its own, and for RequestTask the
-// device and its inventory, for the reports the device.
+// device and its inventory, for the reports and for UseJoinToken the device.
 type States struct {
 	Device    Device
 	Inventory Inventory
@@ -65,7 +65,7 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 	case IssueJoinToken:
 		return plain(s.Token.issue(c, now))
 	case UseJoinToken:
-		return plain(s.Token.use(c, now))
+		return plain(s.Token.use(c, s.Device, now))
 	case RevokeJoinToken:
 		return plain(s.Token.revoke(c))
 	}

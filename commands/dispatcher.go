@@ -285,6 +285,8 @@ func (a *attempt) states(ctx context.Context, own *entry) (s States, confirmed b
 		add(events.DeviceSubject(c.Device), trustFor)
 	case ReportTasks:
 		add(events.DeviceSubject(c.Device), trustFor)
+	case UseJoinToken:
+		add(events.DeviceSubject(c.Device), trustFor)
 	default:
 	}
 	return s, confirmed, err

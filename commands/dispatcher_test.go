@@ -290,7 +290,7 @@ func TestReadsAreCopies(t *testing.T) {
 	does(t, d, report(3, events.VMObserved{VM: vm}, h))
 	does(t, d, RequestTask{Device: dev, Task: task1, Kind: events.TaskVMPowerOn, VM: web, Deadline: t0.Add(time.Hour)})
 	does(t, d, IssueJoinToken{Token: tok, MaxUses: 1, Expires: t0.Add(time.Hour), Labels: map[string]string{"a": "b"}})
-	does(t, d, UseJoinToken{Token: tok, Device: dev})
+	does(t, d, UseJoinToken{Token: tok, Device: dev2})
 	type all struct {
 		Device    Device
 		Inventory Inventory
@@ -318,7 +318,7 @@ func TestReadsAreCopies(t *testing.T) {
 	got.Inventory.VMs[db].IPs[0] = "x"
 	delete(got.Inventory.VMs, web)
 	clear(got.Tasks.Tasks)
-	got.Token.Labels["a"], got.Token.Used[0] = "x", "x"
+	got.Token.Labels["a"], got.Token.Recent[0] = "x", "x"
 	if now, err := json.Marshal(read()); err != nil || string(now) != string(want) {
 		t.Errorf("changing what was read changed the state: %v\n%s", err, cmp.Diff(string(want), string(now)))
 	}
@@ -621,8 +621,8 @@ func TestSnapshots(t *testing.T) {
 		"good":             {good, at, nil, 601 - 512},
 		"none":             {nil, 0, nil, 601},
 		"damaged":          {good[:len(good)/2], at, nil, 601},
-		"of another shape": {[]byte(`{"version":1,"state":[]}`), at, nil, 601},
-		"of another build": {[]byte(strings.Replace(string(good), `"version":1`, `"version":0`, 1)), at, nil, 601},
+		"of another shape": {[]byte(`{"version":2,"state":[]}`), at, nil, 601},
+		"of another build": {[]byte(strings.Replace(string(good), `"version":2`, `"version":1`, 1)), at, nil, 601},
 		"of another log":   {good, 1 << 40, nil, 601},
 		"out of reach":     {good, at, errors.New("test: no answer"), 601},
 	} {

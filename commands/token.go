@@ -13,8 +13,11 @@ type JoinToken struct {
 	ID      events.TokenID `json:"id"`
 	Name    string         `json:"name,omitempty"`
 	MaxUses int            `json:"maxUses"`
-	// Used lists the devices that took a use, in that order.
-	Used        []events.DeviceID `json:"used,omitempty"`
+	Uses    int            `json:"uses"`
+	// Recent lists the devices that took the newest uses, oldest first. Those
+	// before them have registered or will not: thousands of devices share a
+	// token, and each decision about it would carry them all.
+	Recent      []events.DeviceID `json:"recent,omitempty"`
 	Expires     time.Time         `json:"expires"`
 	AutoApprove bool              `json:"autoApprove"`
 	Labels      map[string]string `json:"labels,omitempty"`
@@ -35,8 +38,13 @@ type IssueJoinToken struct {
 	Labels      map[string]string
 }
 
-// UseJoinToken takes one use of a token for a device. A device that has taken
-// one keeps it: a repeat changes nothing, even when the token is used up.
+// recentUses is how many devices may be between their use of a token and their
+// registration.
+const recentUses = 256
+
+// UseJoinToken takes one use of a token for a device. A device that registered
+// with the token, or took one of its newest uses, keeps it: a repeat changes
+// nothing, even when the token is used up.
 type UseJoinToken struct {
 	Token  events.TokenID
 	Device events.DeviceID
@@ -82,7 +90,7 @@ func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error
 	}}, nil
 }
 
-func (t JoinToken) use(c UseJoinToken, now time.Time) ([]events.Event, error) {
+func (t JoinToken) use(c UseJoinToken, d Device, now time.Time) ([]events.Event, error) {
 	if err := checkDevice(c.Device); err != nil {
 		return nil, err
 	}
@@ -93,10 +101,10 @@ func (t JoinToken) use(c UseJoinToken, now time.Time) ([]events.Event, error) {
 		return nil, denied(CodeTokenClosed, "join token %s was revoked: ask for a new one", t.ID)
 	case !now.Before(t.Expires):
 		return nil, denied(CodeTokenEnded, "join token %s expired at %s: ask for a new one", t.ID, t.Expires.Format(time.RFC3339))
-	case slices.Contains(t.Used, c.Device):
+	case d.Revision != 0 && d.JoinToken == t.ID, slices.Contains(t.Recent, c.Device):
 		return nil, nil
-	case len(t.Used) >= t.MaxUses:
-		return nil, denied(CodeTokenUsedUp, "join token %s has no use left (%d of %d taken): ask for a new one", t.ID, len(t.Used), t.MaxUses)
+	case t.Uses >= t.MaxUses:
+		return nil, denied(CodeTokenUsedUp, "join token %s has no use left (%d of %d taken): ask for a new one", t.ID, t.Uses, t.MaxUses)
 	}
 	return []events.Event{events.JoinTokenUsed{Device: c.Device}}, nil
 }
@@ -117,7 +125,7 @@ func (t JoinToken) Evolve(r events.Record) JoinToken { return evolve(t, r) }
 
 func (t *JoinToken) fork() folded {
 	c := *t
-	c.Used = slices.Clip(c.Used) // an append makes a copy
+	c.Recent = slices.Clip(c.Recent) // an append makes a copy
 	return &c
 }
 
@@ -128,7 +136,10 @@ func (t *JoinToken) fold(r events.Record) {
 			t.ID, t.Name, t.MaxUses, t.Expires = e.Token, e.Name, e.MaxUses, e.Expires
 			t.AutoApprove, t.Labels = e.AutoApprove, copyLabels(e.Labels)
 		case events.JoinTokenUsed:
-			t.Used = append(t.Used, e.Device)
+			t.Uses++
+			if t.Recent = append(t.Recent, e.Device); len(t.Recent) > recentUses {
+				t.Recent = t.Recent[len(t.Recent)-recentUses:]
+			}
 		case events.JoinTokenRevoked:
 			t.Revoked = true
 		default:

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -28,6 +29,12 @@ func TestJoinToken(t *testing.T) {
 		}
 		return h
 	}
+	large := issued
+	large.MaxUses = recentUses + 1
+	crowd := with(onToken(large), onToken(events.JoinTokenUsed{Device: dev}))
+	for i := range recentUses {
+		crowd = with(crowd, onToken(events.JoinTokenUsed{Device: events.DeviceID(fmt.Sprintf("8b1c2e8a-0d5b-4c67-9c3e-%012x", i))}))
+	}
 	third := events.DeviceID("8b1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f")
 	expired := issued
 	expired.Expires = t0
@@ -48,6 +55,8 @@ func TestJoinToken(t *testing.T) {
 		{name: "use", given: onToken(issued), when: use, then: emit(events.JoinTokenUsed{Device: dev})},
 		{name: "use again", given: usedBy(dev), when: use},
 		{name: "use again although used up", given: usedBy(dev, dev2), when: use},
+		{name: "use again when registered, although used up by others since", given: with(crowd, onDevice(registered)), when: use},
+		{name: "use again when neither registered nor among the newest", given: crowd, when: use, refused: KindDenied, code: CodeTokenUsedUp, says: "257 of 257"},
 		{name: "use the last", given: usedBy(dev2), when: use, then: emit(events.JoinTokenUsed{Device: dev})},
 		{name: "use one too many", given: usedBy(dev2, third), when: use, refused: KindDenied, code: CodeTokenUsedUp, says: "2 of 2"},
 		{name: "use an expired one", given: onToken(expired), when: use, refused: KindDenied, code: CodeTokenEnded, says: "expired"},

@@ -135,7 +135,11 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 	if err != nil {
 		return none, device, invalid("body.csr", err)
 	}
-	token, refused := s.token(ctx, tokenOf(req.Token), device, now)
+	known, err := s.cfg.Commands.Device(ctx, device)
+	if err != nil && commands.KindOf(err) != commands.KindNotFound {
+		return none, device, failed(ctx, err)
+	}
+	token, refused := s.token(ctx, tokenOf(req.Token), known, device, now)
 	if refused != nil {
 		return none, device, refused
 	}
@@ -156,10 +160,6 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 		},
 	}
 	// Decided on a copy first: a request that cannot succeed takes no use.
-	known, err := s.cfg.Commands.Device(ctx, device)
-	if err != nil && commands.KindOf(err) != commands.KindNotFound {
-		return none, device, failed(ctx, err)
-	}
 	if _, err := commands.Decide(register, commands.States{Device: known}, now); err != nil {
 		return none, device, failed(ctx, err)
 	}
@@ -193,11 +193,11 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 // token returns the token if the device may register with it. Both the secret
 // and the token's state are always looked at, so that no refusal is quicker
 // than another.
-func (s *service) token(ctx context.Context, t joinToken, device events.DeviceID, now time.Time) (commands.JoinToken, *refusal) {
+func (s *service) token(ctx context.Context, t joinToken, known commands.Device, device events.DeviceID, now time.Time) (commands.JoinToken, *refusal) {
 	secretErr := s.cfg.Tokens.VerifyJoin(ctx, t.id, t.secret)
 	state, stateErr := s.cfg.Commands.JoinToken(ctx, t.id)
 	if stateErr == nil {
-		_, stateErr = commands.Decide(commands.UseJoinToken{Token: t.id, Device: device}, commands.States{Token: state}, now)
+		_, stateErr = commands.Decide(commands.UseJoinToken{Token: t.id, Device: device}, commands.States{Token: state, Device: known}, now)
 	}
 	switch {
 	case secretErr != nil && !errors.Is(secretErr, auth.ErrDenied):

@@ -415,8 +415,8 @@ func TestConcurrentDevicesShareUses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(state.Used) != 3 {
-		t.Errorf("%d uses taken, want 3", len(state.Used))
+	if state.Uses != 3 {
+		t.Errorf("%d uses taken, want 3", state.Uses)
 	}
 }
 
@@ -610,7 +610,7 @@ func TestClone(t *testing.T) {
 	if after := m.position(); after != before {
 		t.Errorf("a clone wrote %d events", after-before)
 	}
-	if state, err := m.commands.JoinToken(t.Context(), second); err != nil || len(state.Used) != 0 {
+	if state, err := m.commands.JoinToken(t.Context(), second); err != nil || state.Uses != 0 {
 		t.Errorf("the clone took a use: %+v (%v)", state, err)
 	}
 	if m.count("clone") != 1 {
@@ -731,8 +731,8 @@ func TestLogFails(t *testing.T) {
 	if a := m.post(d.request(t, token)); a.status != http.StatusOK {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
-	if state, err := m.commands.JoinToken(t.Context(), id); err != nil || len(state.Used) != 1 {
-		t.Errorf("uses %v (%v), want one", state.Used, err)
+	if state, err := m.commands.JoinToken(t.Context(), id); err != nil || state.Uses != 1 {
+		t.Errorf("uses %d (%v), want one", state.Uses, err)
 	}
 }
 
