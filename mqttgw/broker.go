@@ -301,6 +301,9 @@ authorization {
 	o.SyncAlways = b.cfg.Sync == 0
 	o.SyncInterval = b.cfg.Sync
 	o.MaxConn = b.cfg.MaxConn
+	if o.JetStreamMaxStore, err = diskSize(b.cfg.Dir); err != nil {
+		return nil, fmt.Errorf("size of the disk of %s: %w", b.cfg.Dir, err)
+	}
 	o.JetStreamLimits.DefaultMaxConsumers = -1
 	o.JetStreamRequestQueueLimit = 100_000
 	if b.port != 0 {
@@ -310,6 +313,17 @@ authorization {
 		o.MQTT.JSAPITimeout = authTimeout
 	}
 	return o, nil
+}
+
+// diskSize bounds what streams may hold. Left to itself, nats-server takes three
+// quarters of what is free at its start, and a log larger than that would take
+// no more writes. That the disk does not run full is for the store's caller.
+func diskSize(dir string) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, err
+	}
+	return int64(fs.Blocks) * fs.Bsize, nil
 }
 
 // tlsConfig is the caller's with what is not open to discussion.
