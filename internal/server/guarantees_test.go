@@ -34,6 +34,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if dir := os.Getenv(growthEnv); dir != "" {
+		if err := serveGrowth(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "log:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if dir := os.Getenv(bareEnv); dir != "" {
 		if err := serveBare(dir); err != nil {
 			fmt.Fprintln(os.Stderr, "bare server:", err)
