@@ -100,6 +100,7 @@ func TestCDDLLimits(t *testing.T) {
 	text := string(b)
 	for _, want := range []string{
 		fmt.Sprintf("at most %d bytes for one packet", wire.MaxPacket),
+		fmt.Sprintf("at most %d bytes and at most %d times as large", wire.MaxPacket, wire.MaxInflation),
 		fmt.Sprintf("[0*%d report]", wire.MaxReports),
 		fmt.Sprintf("[0*%d task]", wire.MaxTasks),
 		fmt.Sprintf("[0*%d disk]", wire.MaxItems),

@@ -51,10 +51,17 @@ func EncodeUp(u Up) ([]byte, error) { return encode(&u) }
 // EncodeDown is EncodeUp for the other direction.
 func EncodeDown(d Down) ([]byte, error) { return encode(&d) }
 
-// DecodeUp returns the packet of a payload, within the limits. The error wraps
-// ErrMalformed, ErrTooLarge or ErrVersion. Unknown keys are ignored.
+// DecodeUp returns the packet of a payload, deflated or not, within the limits.
+// The error wraps ErrMalformed, ErrTooLarge or ErrVersion. Unknown keys are
+// ignored.
 func DecodeUp(b []byte) (Up, error) {
 	var u Up
+	if Deflated(b) {
+		var err error
+		if b, err = inflate(b); err != nil {
+			return Up{}, err
+		}
+	}
 	if err := decode(b, &u); err != nil {
 		return Up{}, err
 	}
@@ -64,7 +71,7 @@ func DecodeUp(b []byte) (Up, error) {
 	return u, nil
 }
 
-// DecodeDown is DecodeUp for the other direction.
+// DecodeDown is DecodeUp for the other direction, in which nothing is deflated.
 func DecodeDown(b []byte) (Down, error) {
 	var d Down
 	if err := decode(b, &d); err != nil {

@@ -34,6 +34,8 @@ const (
 type Description struct {
 	Direction Direction `json:"direction"`
 	Bytes     int       `json:"bytes"`
+	// Inflated is the packet's size in bytes if it came deflated.
+	Inflated int `json:"inflated,omitempty"`
 	// Problem is why a receiver would refuse the packet, or empty.
 	Problem string `json:"problem,omitempty"`
 	// Unknown lists keys that this build does not know, such as
@@ -66,6 +68,12 @@ func Describe(payload []byte, d Direction) (Description, error) {
 	case UpDirection:
 		t = reflect.TypeFor[Up]()
 		_, problem = DecodeUp(payload)
+		if !Deflated(payload) {
+			break
+		}
+		if plain, err := inflate(payload); err == nil {
+			payload, out.Inflated = plain, len(plain)
+		}
 	case DownDirection:
 		t = reflect.TypeFor[Down]()
 		_, problem = DecodeDown(payload)

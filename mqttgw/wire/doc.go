@@ -5,8 +5,8 @@
 // Transport is MQTT 3.1.1 over mutual TLS, QoS 0, clean session, one
 // subscription per device. A device publishes [Up] packets on d/<id>/u and
 // receives [Down] packets on d/<id>/d. Payloads are deterministic CBOR (RFC
-// 8949 §4.2.1) with integer keys; schema/device.cddl describes them for other
-// implementations.
+// 8949 §4.2.1) with integer keys, deflated where the manager permits it and
+// that pays; schema/device.cddl describes them for other implementations.
 //
 // Delivery is by receipts, not by QoS: MQTT's PUBACK says that a broker has a
 // message, not that the fact is in the log. A device numbers its reports

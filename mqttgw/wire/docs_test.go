@@ -49,6 +49,7 @@ func TestProtocolPage(t *testing.T) {
 | limit | |
 |---|---|
 | one packet | %d bytes |
+| a deflated packet, inflated | as any other, and %d times its own size |
 | reports in an up | %d |
 | tasks in a down | %d |
 | a text | %d bytes of UTF-8 |
@@ -59,7 +60,7 @@ func TestProtocolPage(t *testing.T) {
 
 Each example as bytes, and in diagnostic notation (RFC 8949 §8). They are the files of
 mqttgw/wire/testdata/golden, where they are with field names too.
-`, wire.MaxPacket, wire.MaxReports, wire.MaxTasks, wire.MaxText, wire.MaxVMs, wire.MaxItems)
+`, wire.MaxPacket, wire.MaxInflation, wire.MaxReports, wire.MaxTasks, wire.MaxText, wire.MaxVMs, wire.MaxItems)
 	for _, g := range goldens() {
 		diag, err := os.ReadFile(goldenDir + "/" + g.name + ".diag")
 		if err != nil {

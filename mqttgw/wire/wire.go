@@ -98,6 +98,9 @@ type Settings struct {
 	// Resend is how long to wait for a receipt before sending again, in
 	// milliseconds. It doubles with each repeat, up to 60 s.
 	Resend int `cbor:"4,keyasint" json:"resend"`
+	// Deflate says that a device may deflate its packets; see EncodeUpDeflated.
+	// A manager that does not know of it does not say so.
+	Deflate bool `cbor:"5,keyasint,omitempty" json:"deflate"`
 }
 
 // Receipt says that every report up to Seq is in the log and durable. The

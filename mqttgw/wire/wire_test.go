@@ -187,7 +187,7 @@ func genDown() *rapid.Generator[wire.Down] {
 			Welcome: genPtr(rapid.Custom(func(t *rapid.T) wire.Welcome {
 				return wire.Welcome{
 					Time: genTime().Draw(t, "time"), Next: number.Draw(t, "next"), Pending: rapid.Bool().Draw(t, "pending"),
-					Settings: wire.Settings{Window: rapid.Int().Draw(t, "window"), KeepAlive: rapid.Int().Draw(t, "keepAlive"), Reconcile: rapid.Int().Draw(t, "reconcile"), Resend: rapid.Int().Draw(t, "resend")},
+					Settings: wire.Settings{Window: rapid.Int().Draw(t, "window"), KeepAlive: rapid.Int().Draw(t, "keepAlive"), Reconcile: rapid.Int().Draw(t, "reconcile"), Resend: rapid.Int().Draw(t, "resend"), Deflate: rapid.Bool().Draw(t, "deflate")},
 				}
 			})).Draw(t, "welcome"),
 			Receipt: genPtr(rapid.Custom(func(t *rapid.T) wire.Receipt {
