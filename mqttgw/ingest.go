@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,7 @@ func (sh *shard) packets(ctx context.Context, s *session, in [][]byte, size int)
 	ok := true
 	flush := func() {
 		if len(reports) > 0 && ok {
-			ok = sh.reports(ctx, s, epoch, reports, size > largePacket)
+			ok = sh.reports(ctx, s, epoch, reports, size > largePacket || slices.ContainsFunc(in, wire.Deflated))
 		}
 		reports = nil
 	}
