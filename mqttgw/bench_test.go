@@ -126,7 +126,7 @@ func nothingDropped(b *testing.B, d *door) {
 }
 
 // counted returns a counter's value.
-func counted(b *testing.B, c prometheus.Collector) float64 {
+func counted(b testing.TB, c prometheus.Collector) float64 {
 	b.Helper()
 	r := prometheus.NewRegistry()
 	check(b, r.Register(c))

@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -210,7 +211,13 @@ func (g *Gateway) Run(ctx context.Context) error {
 		close(requests)
 	}()
 
-	up, err := devices.Subscribe(wire.UpSubjects, func(m *nats.Msg) { g.intake(m.Subject, m.Data) })
+	up, err := devices.Subscribe(wire.UpSubjects, func(m *nats.Msg) {
+		if conn := m.Header.Get(endHeader); conn != "" {
+			g.ended(work, m.Subject, conn, string(m.Data))
+			return
+		}
+		g.intake(m.Subject, m.Data)
+	})
 	if err == nil {
 		subs = append(subs, up)
 		err = up.SetPendingLimits(1<<20, maxQueuedBytes)
@@ -265,10 +272,40 @@ func (g *Gateway) disconnected(data []byte) {
 		return // one of this process's own connections
 	}
 	if slices.Contains(abuses, ev.Reason) {
-		g.punish(id, ev.Reason)
+		// The connection is gone. Another of the device's did nothing wrong.
+		g.keepOut(id, ev.Reason)
+	}
+	if err := g.devices.Load().PublishMsg(&nats.Msg{
+		Subject: wire.Subject(wire.UpTopic(string(id))), Data: []byte(ev.Reason),
+		Header: nats.Header{endHeader: {strconv.FormatUint(ev.Client.ID, 10)}},
+	}); err != nil {
+		g.log.Warn("note the end of a connection", "device", id, "conn", ev.Client.ID, "err", err)
+	}
+}
+
+// endHeader marks the end of a connection, which takes the way of the
+// connection's packets and so comes after the last of them: its goodbye. A
+// device cannot send a header.
+const endHeader = "Pallas-Connection-End"
+
+// ended handles the end of a connection behind the packets that wait.
+func (g *Gateway) ended(ctx context.Context, subject, conn, reason string) {
+	id := events.DeviceID(wire.DeviceOfSubject(subject))
+	n, err := strconv.ParseUint(conn, 10, 64)
+	if err != nil {
+		g.log.Warn("unreadable end of a connection", "device", id, "err", err)
+		return
 	}
 	sh := g.shard(id)
-	sh.do(func() { sh.endConn(id, ev.Client.ID, ev.Reason) })
+	sh.do(func() {
+		sh.mu.Lock()
+		s := sh.sessions[id]
+		sh.mu.Unlock()
+		if s != nil {
+			sh.serve(ctx, s)
+		}
+		sh.endConn(id, n, reason)
+	})
 }
 
 // reconcile makes the sessions match the broker's connections.

@@ -3,6 +3,7 @@ package mqttgw
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pallas/commands"
@@ -598,6 +600,38 @@ func TestAbuseIsKeptOut(t *testing.T) {
 			expect(t, "return code", dev.dial(connectOptions{client: string(dev.id)}).code, byte(5))
 		})
 	}
+}
+
+// The end of a connection may be heard of late, when the device has another one
+// already: that one did nothing wrong and stays. The next is refused.
+func TestAbuseEndsNoOtherConnection(t *testing.T) {
+	d := newDoor(t)
+	dev := d.device()
+	c, _ := dev.connect(wireHello())
+	d.gateway.disconnected(must(json.Marshal(server.DisconnectEventMsg{
+		Client: server.ClientInfo{ID: 1, MQTTClient: string(dev.id), ClientType: "mqtt"},
+		Reason: server.MaxPayloadExceeded.String(),
+	}))(t))
+	expect(t, "return code of another connection", dev.dial(connectOptions{client: string(dev.id)}).code, byte(5))
+	c.report(vm(1, "vm-1", "x"))
+	c.receipt(1)
+}
+
+// A device whose Hello is lost sends it again each 4 seconds, for as long as it
+// takes, and is never kept out for that.
+func TestRepeatedHelloIsNoFlood(t *testing.T) {
+	var skipped atomic.Int64 // what the clock is ahead
+	start := time.Now()
+	d := newDoor(t, func(c *Config) {
+		c.Now = func() time.Time { return start.Add(time.Duration(skipped.Load())) }
+	})
+	c, _ := d.device().connect(wireHello())
+	for range 1000 { // more than an hour
+		skipped.Add(int64(4 * time.Second))
+		c.alive(wireHello())
+	}
+	expect(t, "packets that were dropped", d.refusals("flood"), 0)
+	expect(t, "penalties", counted(t, d.gateway.punished), 0.0)
 }
 
 // A Hello is dear: a flood of them is limited more than one of reports, and

@@ -1,7 +1,7 @@
 package mqttgw
 
 import (
-	"slices"
+	"context"
 	"sync"
 	"time"
 
@@ -72,24 +72,21 @@ func (p *penalties) left(id events.DeviceID, now time.Time) time.Duration {
 	return 0
 }
 
+// keepOut refuses the device's next connections for a while. It is false when
+// they are refused already.
+func (g *Gateway) keepOut(id events.DeviceID, why string) bool {
+	wait, ok := g.penalties.add(id, g.now())
+	if ok {
+		g.punished.Inc()
+		g.log.Warn("device kept out", "device", id, "reason", why, "for", wait)
+	}
+	return ok
+}
+
 // punish closes the device's connections and keeps it out for a while.
 func (g *Gateway) punish(id events.DeviceID, why string) {
-	wait, ok := g.penalties.add(id, g.now())
-	if !ok {
-		return
-	}
-	g.punished.Inc()
-	g.log.Warn("device kept out", "device", id, "reason", why, "for", wait)
-	sh := g.shard(id)
-	sh.mu.Lock()
-	var conns []uint64
-	if s := sh.sessions[id]; s != nil {
-		s.reason = why
-		conns = slices.Clone(s.conns)
-	}
-	sh.mu.Unlock()
-	for _, c := range conns {
-		g.broker.Kick(c)
+	if g.keepOut(id, why) {
+		_ = g.Kick(context.Background(), id, why) // which cannot fail
 	}
 }
 

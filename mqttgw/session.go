@@ -117,6 +117,14 @@ func (sh *shard) step(ctx context.Context) bool {
 	}
 	s := sh.ready[0]
 	sh.ready = sh.ready[1:]
+	sh.mu.Unlock()
+	sh.serve(ctx, s)
+	return true
+}
+
+// serve handles the packets of a session that wait.
+func (sh *shard) serve(ctx context.Context, s *session) {
+	sh.mu.Lock()
 	in, gone := s.in, s.gone
 	s.in = nil
 	sh.mu.Unlock()
@@ -128,7 +136,6 @@ func (sh *shard) step(ctx context.Context) bool {
 	if !gone {
 		sh.packets(ctx, s, in, size)
 	}
-	return true
 }
 
 // rouse tells the worker that there is work.
