@@ -67,6 +67,7 @@ type conn struct {
 	*tls.Conn
 	tcp      *socket
 	addr, up string
+	deflate  bool // the manager takes deflated packets
 	lastSent time.Time
 }
 
@@ -167,7 +168,7 @@ func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive ti
 	if err != nil {
 		return err
 	}
-	pub, err := publication(wire.UpTopic(l.c.Device), u)
+	pub, err := publication(wire.UpTopic(l.c.Device), u, false)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -203,16 +204,20 @@ var errUnexpected = errors.New("an MQTT packet that does not belong here")
 
 // publish sends a packet of the device protocol.
 func (c *conn) publish(u wire.Up) error {
-	p, err := publication(c.up, u)
+	p, err := publication(c.up, u, c.deflate)
 	if err != nil {
 		return err
 	}
 	return c.write(p, writeTimeout)
 }
 
-func publication(topic string, u wire.Up) (*packets.PublishPacket, error) {
+func publication(topic string, u wire.Up, deflate bool) (*packets.PublishPacket, error) {
 	u.Version = wire.Version
-	b, err := wire.EncodeUp(u)
+	encode := wire.EncodeUp
+	if deflate {
+		encode = wire.EncodeUpDeflated
+	}
+	b, err := encode(u)
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +236,7 @@ func (c *conn) write(p packets.ControlPacket, timeout time.Duration) error {
 
 // bye ends the session on purpose.
 func (c *conn) bye(reason string) error {
-	p, err := publication(c.up, wire.Up{Bye: &wire.Bye{Reason: reason}})
+	p, err := publication(c.up, wire.Up{Bye: &wire.Bye{Reason: reason}}, false)
 	if err != nil {
 		return err
 	}

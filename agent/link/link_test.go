@@ -149,6 +149,8 @@ type peer struct {
 	pings   chan time.Time
 	ended   chan error  // why reading ended; errGoodbye after DISCONNECT
 	mute    atomic.Bool // do not answer pings
+	// deflated is how many of the packets came so.
+	deflated atomic.Int64
 }
 
 var errGoodbye = errors.New("DISCONNECT")
@@ -211,6 +213,9 @@ func (p *peer) read() {
 		case *packets.PublishPacket:
 			if packet.TopicName != "d/"+device+"/u" || packet.Qos != 0 || packet.Retain {
 				p.r.t.Errorf("PUBLISH %v", packet)
+			}
+			if wire.Deflated(packet.Payload) {
+				p.deflated.Add(1)
 			}
 			u, err := wire.DecodeUp(packet.Payload)
 			if err != nil {

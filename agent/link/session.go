@@ -326,6 +326,7 @@ func (s *session) sayHello() error {
 	if err != nil {
 		return err
 	}
+	s.c.deflate = false // it may be another manager by now
 	if err := s.c.publish(hello); err != nil {
 		return fmt.Errorf("say hello: %w", err)
 	}
@@ -464,6 +465,7 @@ func (s *session) connected() {
 }
 
 func (s *session) settings(set wire.Settings) {
+	s.c.deflate = set.Deflate
 	if set.Window > 0 {
 		s.window = uint64(set.Window)
 	}
@@ -529,6 +531,7 @@ func (s *session) refused(e wire.Error) error {
 	switch e.Code {
 	case wire.ErrorTooLarge, wire.ErrorInvalid, wire.ErrorUnknown, wire.ErrorMalformed:
 		if e.Seq == 0 {
+			s.c.deflate = false // it may be another manager by now
 			break
 		}
 		was, ok, storeErr := s.l.c.Store.Refuse(e.Seq)

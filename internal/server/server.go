@@ -196,7 +196,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
 		Settings: wire.Settings{
 			Window: s.cfg.Devices.Window, KeepAlive: seconds(s.cfg.Devices.KeepAlive),
-			Reconcile: seconds(s.cfg.Devices.Reconcile), Resend: resend(time.Duration(s.cfg.Events.Sync)),
+			Reconcile: seconds(s.cfg.Devices.Reconcile), Resend: resend(time.Duration(s.cfg.Events.Sync)), Deflate: true,
 		},
 	})
 	if err != nil {
