@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -84,23 +85,87 @@ func (c *conn) expires(own []tls.Certificate) time.Time {
 	return end
 }
 
-// open connects by the way that worked last. The next attempt takes the other
-// way, unless it was the manager itself that refused: it does so everywhere.
+// avoidFor is how long a manager's own port is left alone that did not let this
+// device through. Then it is tried again with the next connection: on the shared
+// port a connection costs the manager about twice as much.
+const avoidFor = time.Hour
+
+// maxAlerts is how many handshakes in a row may end with an alert before the
+// other port is tried: a manager that is starting, or busy, gives them too.
+const maxAlerts = 3
+
+// open connects to the manager's own port, or to the shared one while the own
+// one is avoided. When TCP does not get through, the other one is tried at once,
+// and after a handshake that broke off with the next attempt; what the manager
+// itself refuses it refuses everywhere.
 func (l *Link) open(ctx context.Context, keepAlive time.Duration, hello func() (wire.Up, error)) (*conn, error) {
-	began := time.Now()
-	c, err := l.connect(ctx, l.ways[l.way], keepAlive, hello)
-	switch {
-	case err == nil:
-		l.path.connected(time.Since(began))
-	case timedOut(err) && !errors.Is(err, errDial):
-		l.path.timedOut()
+	closed := false // nobody listens on the own port
+	var failed error
+	for tries := 1; ; tries++ {
+		began := time.Now()
+		own := len(l.ways) == 1 || !began.Before(l.avoid)
+		var c *conn
+		var err error
+		if own {
+			c, err = l.connect(ctx, l.ways[0], keepAlive, hello, nil)
+			closed = errors.Is(err, syscall.ECONNREFUSED)
+		} else {
+			c, err = l.connect(ctx, l.ways[1], keepAlive, hello, func(ctx context.Context) error { return l.again(ctx, closed) })
+		}
+		if timedOut(err) && !errors.Is(err, errDial) {
+			l.path.timedOut()
+		}
+		var refused *refusalError
+		var alert *alertError
+		switch {
+		case err == nil:
+			l.path.connected(time.Since(began))
+			l.alerts = 0
+			return c, nil
+		case ctx.Err() != nil || errors.As(err, &refused):
+			return nil, err
+		case errors.As(err, &alert) && l.alerts < maxAlerts-1:
+			l.alerts++
+			return nil, err
+		}
+		l.alerts = 0
+		l.avoid = time.Time{}
+		if own {
+			l.avoid = time.Now().Add(avoidFor)
+		}
+		if failed == nil {
+			failed = err
+		} else if !errors.Is(err, errStarted) {
+			failed = fmt.Errorf("%w; %w", failed, err)
+		}
+		if again := errors.Is(err, errStarted) || tries < len(l.ways) && errors.Is(err, errDial); !again {
+			return nil, failed
+		}
 	}
-	var refused *refusalError
-	if err != nil && ctx.Err() == nil && !errors.As(err, &refused) {
-		l.way = (l.way + 1) % len(l.ways)
-	}
-	return c, err
 }
+
+// errStarted says that the own port can be had now.
+var errStarted = errors.New("the manager has just started")
+
+// again looks at the own port again when nobody listened there a moment ago,
+// but the manager speaks on the shared one: it may have been about to start.
+func (l *Link) again(ctx context.Context, closed bool) error {
+	if !closed {
+		return nil
+	}
+	if c, err := l.dial(ctx, l.ways[0].addr); err == nil {
+		_ = c.Close()
+		return errStarted
+	}
+	return nil
+}
+
+// alertError marks what somebody answered to a handshake who did not prove to
+// be the manager.
+type alertError struct{ err error }
+
+func (e *alertError) Error() string { return e.err.Error() }
+func (e *alertError) Unwrap() error { return e.err }
 
 // refusalError marks what a manager answered that had proved to be one.
 type refusalError struct{ err error }
@@ -113,16 +178,20 @@ func (e *refusalError) Unwrap() error { return e.err }
 // connection may overtake that answer; then the other port gives it again.
 func refusal(c *tls.Conn, err error) error {
 	var code *ConnectError
-	var alert *net.OpError
-	if c.ConnectionState().HandshakeComplete && (errors.As(err, &code) || errors.As(err, &alert) && alert.Op == "remote error") {
+	var op *net.OpError
+	alert := errors.As(err, &op) && op.Op == "remote error"
+	switch complete := c.ConnectionState().HandshakeComplete; {
+	case complete && (alert || errors.As(err, &code)):
 		return &refusalError{err}
+	case alert:
+		return &alertError{err}
 	}
 	return err
 }
 
 // connect dials, says CONNECT, SUBSCRIBE and hello in one go and waits for the
-// answers to the first two.
-func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration, hello func() (wire.Up, error)) (*conn, error) {
+// answers to the first two. secured, which may be nil, is asked before them.
+func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration, hello func() (wire.Up, error), secured func(context.Context) error) (*conn, error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, segmentKey{}, segments[l.path.segment]), l.path.timeout)
 	defer cancel()
 	raw, err := l.dial(ctx, w.addr)
@@ -133,7 +202,14 @@ func (l *Link) connect(ctx context.Context, w way, keepAlive time.Duration, hell
 	tcp.setUserTimeout(l.path.timeout)
 	c := tls.Client(&counted{Conn: raw, in: &l.in, out: &l.out}, w.tls)
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	err = l.greet(ctx, c, w.addr, keepAlive, hello)
+	if err = c.HandshakeContext(ctx); err != nil {
+		err = fmt.Errorf("TLS with %s: %w", w.addr, err)
+	} else if secured != nil {
+		err = secured(ctx)
+	}
+	if err == nil {
+		err = l.greet(c, w.addr, keepAlive, hello)
+	}
 	if !stop() || err != nil {
 		_ = raw.Close() // perhaps a second time
 		return nil, errors.Join(refusal(c, err), context.Cause(ctx))
@@ -154,10 +230,7 @@ func (l *Link) dial(ctx context.Context, addr string) (net.Conn, error) {
 	return c, nil
 }
 
-func (l *Link) greet(ctx context.Context, c *tls.Conn, addr string, keepAlive time.Duration, up func() (wire.Up, error)) error {
-	if err := c.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS with %s: %w", addr, err)
-	}
+func (l *Link) greet(c *tls.Conn, addr string, keepAlive time.Duration, up func() (wire.Up, error)) error {
 	var out bytes.Buffer
 	hello := packets.NewControlPacket(packets.Connect).(*packets.ConnectPacket)
 	hello.ProtocolName, hello.ProtocolVersion, hello.CleanSession = "MQTT", 4, true

@@ -26,8 +26,8 @@ type Config struct {
 	Addr string
 	TLS  *tls.Config
 	// Shared is the manager's HTTPS port, host:port, which takes MQTT from
-	// those who ask for it by ALPN. It is tried in turn with Addr when that
-	// cannot be reached. "" means that there is none.
+	// those who ask for it by ALPN. It is used when Addr cannot be reached, and
+	// then for an hour without trying Addr first. "" means that there is none.
 	Shared string
 	// DialContext makes the TCP connection. nil means that of [Dialer]; another
 	// one should take [Control].
@@ -62,8 +62,9 @@ type Link struct {
 	welcomed  atomic.Bool
 	keepAlive time.Duration
 	path      path
-	ways      []way                // at least one
-	way       int                  // the one to try next
+	ways      []way                // Addr, and Shared if there is one
+	avoid     time.Time            // until when Shared comes first
+	alerts    int                  // that ended handshakes, since one did not
 	told      map[string]time.Time // when which fault was last a warning
 }
 

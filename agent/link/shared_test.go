@@ -2,10 +2,12 @@ package link_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +26,15 @@ const (
 type routes struct {
 	mu      sync.Mutex
 	blocked map[string]bool
+	closed  bool // nobody listens on the own port
 	turns   []string
+}
+
+// open has somebody listen on the own port.
+func (w *routes) open() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = false
 }
 
 func (w *routes) use(c *link.Config) {
@@ -33,8 +43,11 @@ func (w *routes) use(c *link.Config) {
 	c.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		w.mu.Lock()
 		w.turns = append(w.turns, addr)
-		blocked := w.blocked[addr]
+		blocked, closed := w.blocked[addr], w.closed && addr == own
 		w.mu.Unlock()
+		if closed {
+			return nil, syscall.ECONNREFUSED
+		}
 		if blocked {
 			return nil, errors.New("connection refused")
 		}
@@ -75,7 +88,7 @@ func TestTheOtherWayIsTriedWhenOneIsBlocked(t *testing.T) {
 		}
 		p.hello()
 		p.welcome(1)
-		// It stays with what worked.
+		// It stays with what worked for a while.
 		want(w.went(), own, shared)
 		p.conn.Close()
 		p = r.connected()
@@ -88,14 +101,14 @@ func TestTheOtherWayIsTriedWhenOneIsBlocked(t *testing.T) {
 		p.hello()
 		p.welcome(1)
 		want(w.went(own, shared), shared, own)
-		// With both blocked they take turns, with pauses between.
+		// With both blocked each attempt is for both, with pauses between.
 		p.conn.Close()
 		began := time.Now()
 		for range 6 {
 			<-time.After(time.Minute)
 		}
 		turns := w.went()
-		if len(turns) < 6 || len(turns) > 30 {
+		if len(turns) < 12 || len(turns) > 60 {
 			t.Errorf("%d attempts in %v", len(turns), time.Since(began))
 		}
 		for i, a := range turns {
@@ -104,6 +117,29 @@ func TestTheOtherWayIsTriedWhenOneIsBlocked(t *testing.T) {
 			}
 		}
 		r.connected()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A manager that starts opens its ports one after the other.
+func TestTheOwnPortIsAskedAgainWhenTheManagerHasJustStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &routes{closed: true}
+		r := newRig(t, w.use)
+		c := <-r.accept // on the shared port
+		w.open()
+		if err := tls.Server(c, r.server).Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		(<-r.accept).Close() // which asked whether the own port is there
+		p := r.connected()
+		p.hello()
+		p.welcome(1)
+		if went := w.went(); !slices.Equal(went, []string{own, shared, own, own}) {
+			t.Errorf("dialled %v", went)
+		}
 		if err := r.stop(); err != nil {
 			t.Error(err)
 		}
@@ -125,6 +161,16 @@ func TestARefusalIsNoReasonToGoElsewhere(t *testing.T) {
 		}
 		r.connected().conn.Close()
 		w.went()
+		// A manager that is starting, or busy, says so in a handshake.
+		for range 2 {
+			tls.Server(<-r.accept, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return nil, errors.New("busy")
+			}}).Handshake() //nolint:errcheck // it fails
+		}
+		r.connected().conn.Close()
+		if went := w.went(); !slices.Equal(went, []string{own, own, own}) {
+			t.Errorf("dialled %v after two alerts", went)
+		}
 		// A handshake that breaks off, as a firewall does it.
 		(<-r.accept).Close()
 		r.connected()
