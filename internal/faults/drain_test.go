@@ -1,9 +1,13 @@
 package faults_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -43,6 +47,46 @@ func TestDrain(t *testing.T) {
 	load.Wait()
 	w.calm()
 	w.check(map[string]int{"restart": restarts})
+}
+
+// TestSecondSignal holds a stop up with a request that does not come to its
+// end, and asks again: the manager ends at once.
+func TestSecondSignal(t *testing.T) {
+	w := newManager(t)
+	c, err := (&tls.Dialer{Config: w.m.TLS()}).DialContext(t.Context(), "tcp", w.m.Config.HTTP.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintf(c, "POST /api/v1/join-tokens HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", w.m.Token); err != nil {
+		t.Fatal(err)
+	}
+	// The answer to Expect says that the request is under way.
+	want := []byte("HTTP/1.1 100")
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%q, %v, want the wish to go on", got, err)
+	}
+	w.manager.signal(syscall.SIGTERM)
+	servertest.Eventually(t, 30*time.Second, func() error {
+		if !strings.Contains(w.manager.tail(100), "device manager stops") {
+			return servertest.ErrNotYet
+		}
+		return nil
+	})
+	// Signals that follow at once may count as the first.
+	servertest.Eventually(t, 30*time.Second, func() error {
+		if len(w.manager.surprises()) > 0 {
+			return nil
+		}
+		w.manager.signal(syscall.SIGTERM)
+		return servertest.ErrNotYet
+	})
+	if how := w.manager.surprises()[0]; how != "signal: terminated" {
+		t.Errorf("the manager ended with %q, want the signal to end it", how)
+	}
+	w.wellAgain("a second signal")
 }
 
 // follow reads the live events, and tells how that ended.
