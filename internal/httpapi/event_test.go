@@ -97,12 +97,14 @@ func TestEventHistory(t *testing.T) {
 		return slices.DeleteFunc(slices.Clone(all), func(e httpapi.Event) bool { return !ok(e) })
 	}
 	for query, ok := range map[string]func(httpapi.Event) bool{
-		"":                              func(httpapi.Event) bool { return true },
-		"device=" + string(devs[2]):     func(e httpapi.Event) bool { return strings.HasSuffix(e.Subject, string(devs[2])) },
-		"type=VMObserved":               func(e httpapi.Event) bool { return e.Type == "VMObserved" },
-		"type=VMObserved,DeviceRenamed": func(e httpapi.Event) bool { return e.Type == "VMObserved" || e.Type == "DeviceRenamed" },
-		"actor=user:admin":              func(e httpapi.Event) bool { return e.Actor == "user:admin" },
-		"actor=user:nobody":             func(httpapi.Event) bool { return false },
+		"":                                func(httpapi.Event) bool { return true },
+		"device=" + string(devs[2]):       func(e httpapi.Event) bool { return strings.HasSuffix(e.Subject, string(devs[2])) },
+		"type=VMObserved":                 func(e httpapi.Event) bool { return e.Type == "VMObserved" },
+		"type=VMObserved,DeviceRenamed":   func(e httpapi.Event) bool { return e.Type == "VMObserved" || e.Type == "DeviceRenamed" },
+		"actor=user:admin":                func(e httpapi.Event) bool { return e.Actor == "user:admin" },
+		"actor=device:" + string(devs[1]): func(e httpapi.Event) bool { return e.Actor == "device:"+string(devs[1]) },
+		"actor=device:*":                  func(httpapi.Event) bool { return false },
+		"actor=user:nobody":               func(httpapi.Event) bool { return false },
 		"since=" + middle.Format(time.RFC3339Nano): func(e httpapi.Event) bool { return !e.Time.Before(middle) },
 		"until=" + middle.Format(time.RFC3339Nano): func(e httpapi.Event) bool { return e.Time.Before(middle) },
 		"after=3":      func(e httpapi.Event) bool { return e.Position > 3 },

@@ -332,6 +332,12 @@ func (f EventFilter) query() (eventQuery, error) {
 	if q.since, err = instant("query.since", f.Since); err != nil {
 		return q, err
 	}
+	if id, ok := strings.CutPrefix(f.Actor, "device:"); ok && device == "" {
+		// A device acts on itself alone, and its history is found without a scan.
+		if self, err := events.ParseDeviceID(id); err == nil {
+			device = self
+		}
+	}
 	if device != "" {
 		q.subjects = []string{string(events.DeviceSubject(device)), string(events.InventorySubject(device)), string(events.TasksSubject(device))}
 	}

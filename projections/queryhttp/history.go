@@ -83,7 +83,7 @@ func (q eventQuery) order() string {
 const (
 	maxScan   = 20_000 // decisions, oldest first
 	minWindow = 256    // positions, newest first: the first step back
-	maxWindow = 32_768 // positions: the longest step back
+	maxWindow = 32_768 // positions: the longest step back, unless the log itself finds the few of a device
 	maxSteps  = 16     // steps back
 )
 
@@ -168,7 +168,9 @@ func (q eventQuery) pageBack(ctx context.Context, store events.Store, size int) 
 			return page, nil
 		}
 		if len(found) < size/2 {
-			window = min(window*4, maxWindow)
+			if window *= 4; len(q.subjects) == 0 {
+				window = min(window, maxWindow)
+			}
 		}
 		high = low
 	}
