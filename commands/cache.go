@@ -18,6 +18,8 @@ import (
 type entry struct {
 	state    folded
 	revision uint64
+	// decision is the one at the revision.
+	decision events.ID
 	// recent are the newest decisions that a command id led to, oldest first.
 	recent []answer
 	// since counts the decisions folded since the last snapshot.
@@ -53,7 +55,7 @@ func (e *entry) position(id events.ID) uint64 {
 // fold adds a record in place.
 func (e *entry) fold(r events.Record) {
 	e.state.fold(r)
-	e.revision = r.Position
+	e.revision, e.decision = r.Position, r.ID
 	e.since++
 	if derived(r.ID) {
 		e.recent = append(e.recent, answer{ID: r.ID, Position: r.Position})
@@ -66,7 +68,7 @@ func (e *entry) fold(r events.Record) {
 // fork returns a copy that may be folded into.
 func (e *entry) fork() *entry {
 	return &entry{
-		state: e.state.fork(), revision: e.revision, since: e.since,
+		state: e.state.fork(), revision: e.revision, decision: e.decision, since: e.since,
 		recent: e.recent[:len(e.recent):len(e.recent)], // an append makes a copy
 	}
 }

@@ -336,23 +336,16 @@ func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(ev
 			return e, nil
 		}
 		e = e.fork()
-	} else if e = d.restore(ctx, s); e == nil {
-		state, err := newFolded(s)
-		if err != nil {
+		if err := d.replay(ctx, s, e, e.revision, seen); err != nil {
 			return nil, err
 		}
-		e = &entry{state: state.fork()}
+	} else {
+		var err error
+		if e, err = d.fromLog(ctx, s, seen); err != nil {
+			return nil, err
+		}
 	}
 	d.metrics.loads.WithLabelValues("log").Inc()
-	for r, err := range d.store.Load(ctx, s, e.revision) {
-		if err != nil {
-			return nil, fmt.Errorf("load %s: %w", s, err)
-		}
-		e.fold(r)
-		if seen != nil {
-			seen(r)
-		}
-	}
 	if e.revision != 0 { // what does not exist takes no room
 		if e.due() {
 			d.keep(ctx, s, e)
@@ -360,6 +353,50 @@ func (d *Dispatcher) refresh(ctx context.Context, s events.Subject, seen func(ev
 		d.cache.put(s, e, now)
 	}
 	return e, nil
+}
+
+// fromLog folds the aggregate, from its snapshot on when the log holds the
+// snapshot's decision.
+func (d *Dispatcher) fromLog(ctx context.Context, s events.Subject, seen func(events.Record)) (*entry, error) {
+	if e := d.restore(ctx, s); e != nil {
+		if err := d.replay(ctx, s, e, e.revision-1, seen); !errors.Is(err, errOtherLog) {
+			return e, err
+		}
+	}
+	state, err := newFolded(s)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{state: state.fork()}
+	return e, d.replay(ctx, s, e, 0, seen)
+}
+
+// errOtherLog says that the log does not hold a snapshot's decision.
+var errOtherLog = errors.New("the snapshot is of another log")
+
+// replay folds what the log holds after a position into e. When that is before
+// e's revision, e's own decision must come first.
+func (d *Dispatcher) replay(ctx context.Context, s events.Subject, e *entry, after uint64, seen func(events.Record)) error {
+	own := after >= e.revision
+	for r, err := range d.store.Load(ctx, s, after) {
+		switch {
+		case err != nil:
+			return fmt.Errorf("load %s: %w", s, err)
+		case own:
+			e.fold(r)
+		case r.Position != e.revision || r.ID != e.decision:
+			return errOtherLog
+		default:
+			own = true
+		}
+		if seen != nil {
+			seen(r)
+		}
+	}
+	if !own {
+		return errOtherLog
+	}
+	return nil
 }
 
 // Device returns a device as the log has it now. An unknown one is an [Error]

@@ -618,12 +618,13 @@ func TestSnapshots(t *testing.T) {
 		err    error
 		replay int
 	}{
-		"good":             {good, at, nil, 601 - 512},
+		"good":             {good, at, nil, 601 - 512 + 1},
 		"none":             {nil, 0, nil, 601},
 		"damaged":          {good[:len(good)/2], at, nil, 601},
-		"of another shape": {[]byte(`{"version":2,"state":[]}`), at, nil, 601},
-		"of another build": {[]byte(strings.Replace(string(good), `"version":2`, `"version":1`, 1)), at, nil, 601},
-		"of another log":   {good, 1 << 40, nil, 601},
+		"of another shape": {[]byte(`{"version":3,"state":[]}`), at, nil, 601},
+		"of another build": {[]byte(strings.Replace(string(good), `"version":3`, `"version":2`, 1)), at, nil, 601},
+		"ahead of the log": {good, 1 << 40, nil, 601},
+		"of another log":   {[]byte(strings.Replace(string(good), `"decision":"`, `"decision":"0`, 1)), at, nil, 601 + 1},
 		"out of reach":     {good, at, errors.New("test: no answer"), 601},
 	} {
 		t.Run(name, func(t *testing.T) {

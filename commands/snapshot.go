@@ -24,16 +24,20 @@ const snapshotEvery = 256
 // snapshotVersion names the shape of the states. Change it whenever a state's
 // fields or the meaning of its fold change: snapshots of another version are
 // ignored.
-const snapshotVersion = 2
+const snapshotVersion = 3
 
 type snapshot struct {
-	Version int             `json:"version"`
-	Recent  []answer        `json:"recent,omitempty"`
-	State   json.RawMessage `json:"state"`
+	Version int `json:"version"`
+	// Decision is the one at the snapshot's revision. It ties the snapshot to
+	// its log: after a power cut, or a restore from a backup, the log may go on
+	// with other decisions at the same positions.
+	Decision events.ID       `json:"decision"`
+	Recent   []answer        `json:"recent,omitempty"`
+	State    json.RawMessage `json:"state"`
 }
 
 // restore returns the entry of the aggregate's snapshot, or nil when there is
-// none that can be used.
+// none that can be read. Whether the log holds its decision is still to be seen.
 func (d *Dispatcher) restore(ctx context.Context, s events.Subject) *entry {
 	if d.snapshots == nil {
 		return nil
@@ -51,12 +55,7 @@ func (d *Dispatcher) restore(ctx context.Context, s events.Subject) *entry {
 	if err != nil || json.Unmarshal(snap.State, state) != nil {
 		return nil
 	}
-	// A snapshot ahead of the log belongs to another log: one that was restored
-	// from a backup.
-	if newest, err := d.store.Revision(ctx, s); err != nil || newest < revision {
-		return nil
-	}
-	return &entry{state: state, revision: revision, recent: snap.Recent}
+	return &entry{state: state, revision: revision, decision: snap.Decision, recent: snap.Recent}
 }
 
 // keep saves a snapshot of the entry, which nobody changes meanwhile.
@@ -67,7 +66,7 @@ func (d *Dispatcher) keep(ctx context.Context, s events.Subject, e *entry) {
 	state, err := json.Marshal(e.state)
 	if err == nil {
 		var data []byte
-		if data, err = json.Marshal(snapshot{Version: snapshotVersion, Recent: e.recent, State: state}); err == nil {
+		if data, err = json.Marshal(snapshot{Version: snapshotVersion, Decision: e.decision, Recent: e.recent, State: state}); err == nil {
 			err = d.snapshots.Save(ctx, s, data, e.revision)
 		}
 	}
