@@ -2,6 +2,7 @@ package projections
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 
@@ -30,11 +31,19 @@ func (e *recordError) Unwrap() error { return e.err }
 // nothing is written; a [recordError] says that one of the records is at fault
 // and not the disk.
 func (w *writer) apply(recs []events.Record) (err error) {
+	if w.retired == nil {
+		w.retired = map[events.DeviceID]bool{}
+		if err := w.loadRetired("SELECT id FROM devices WHERE trust = 'retired'"); err != nil {
+			w.retired = nil
+			return classify(err)
+		}
+	}
 	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", classify(err))
 	}
 	defer func() {
 		if err != nil {
+			w.retired = nil
 			// SQLite may have rolled back by itself, as on a full disk; then
 			// this fails, and does no harm.
 			_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK")
@@ -49,12 +58,28 @@ func (w *writer) apply(recs []events.Record) (err error) {
 			return &recordError{i, err}
 		}
 	}
+	if err := w.indexText(); err != nil {
+		return classify(err)
+	}
 	newest := &recs[len(recs)-1]
 	if err := w.exec("UPDATE meta SET position = ?, decision = ?", int64(newest.Position), string(newest.ID)); err != nil {
 		return fmt.Errorf("write checkpoint: %w", classify(err))
 	}
 	if err := w.exec("COMMIT"); err != nil {
 		return fmt.Errorf("commit: %w", classify(err))
+	}
+	return nil
+}
+
+// loadRetired adds the ids that a query yields to the retired devices.
+func (w *writer) loadRetired(text string, args ...any) error {
+	ids, err := collect(context.Background(), w.conn, text, args,
+		func(rows *sql.Rows) (id events.DeviceID, err error) { return id, rows.Scan(&id) })
+	if err != nil {
+		return fmt.Errorf("list retired devices: %w", err)
+	}
+	for _, id := range ids {
+		w.retired[id] = true
 	}
 	return nil
 }

@@ -92,7 +92,8 @@ func BenchmarkRebuild(b *testing.B) {
 }
 
 // rawUpsert writes the rows of the bench log with prepared statements and
-// nothing around them: a program that has the values in memory.
+// nothing around them: a program that has the values in memory, and keeps
+// neither counts nor a text index.
 func rawUpsert(b *testing.B, path string, recs []events.Record) {
 	b.Helper()
 	must := func(err error) {
@@ -105,6 +106,13 @@ func rawUpsert(b *testing.B, path string, recs []events.Record) {
 	w, err := openWriter(b.Context(), path)
 	must(err)
 	ctx := context.Background()
+	triggers, err := collect(ctx, w.conn, "SELECT name FROM sqlite_schema WHERE type = 'trigger'", nil,
+		func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) })
+	must(err)
+	for _, name := range triggers {
+		_, err := w.conn.ExecContext(ctx, "DROP TRIGGER "+name)
+		must(err)
+	}
 	prepare := func(text string) *sql.Stmt {
 		s, err := w.conn.PrepareContext(ctx, text)
 		must(err)

@@ -325,6 +325,10 @@ type writer struct {
 	db    *sql.DB
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
+	// retired are the devices that are, nil when not known: no virtual machine
+	// of theirs is taken in, and asking SQLite each time would double the cost
+	// of one.
+	retired map[events.DeviceID]bool
 
 	position uint64
 	decision events.ID

@@ -101,8 +101,9 @@ type DeviceFilter struct {
 	// Version is the hypervisor's version, such as "8.0.2".
 	Version  string
 	Selector Selector
-	// Text must be a part of the device's name or id, or of its host's name,
-	// serial number or UUID. Case does not matter.
+	// Text must be a part of the device's name, or of its host's name, serial
+	// number or UUID, or the beginning of the device's id (from 4 characters
+	// on). Case does not matter.
 	Text string
 	// Sort is SortName or SortID; "" is SortName.
 	Sort Sort
@@ -198,6 +199,9 @@ func (w *writer) deviceRenamed(at now, id events.DeviceID, e events.DeviceRename
 func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetired) error {
 	if err := w.updateDevice(at, id, "trust = 'retired', retired_at = ?, retired_by = ?, retired_reason = ?, ",
 		at.at, at.actor, e.Reason); err != nil {
+		return err
+	}
+	if err := w.loadRetired("SELECT id FROM devices WHERE trust = 'retired' AND id = ?", string(id)); err != nil {
 		return err
 	}
 	return w.exec(`DELETE FROM vms WHERE device = ?`, string(id))
@@ -306,8 +310,7 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	}
 	sel.where(&q, "d.id")
 	if f.Text != "" {
-		text := fold(f.Text)
-		q.and("(instr(d.name_key, ?) OR instr(d.host_key, ?) OR instr(d.id, ?))", text, text, text)
+		q.textIn(fold(f.Text), "d.id", "d.name_key", "d.host_key")
 	}
 	if f.Sort == SortID {
 		q.tail = "ORDER BY d.id"

@@ -29,8 +29,9 @@ type VMFilter struct {
 	Tools  []events.ToolsState
 	// Selector is over the labels of the device.
 	Selector Selector
-	// Text must be a part of the machine's name, id, guest OS, host name or
-	// one of its addresses. Case does not matter.
+	// Text must be a part of the machine's name, guest OS, host name or one of
+	// its addresses, or the beginning of its id (from 4 characters on). Case
+	// does not matter.
 	Text string
 	// Sort is SortName, or SortID for the order of device and id; "" is
 	// SortName.
@@ -91,6 +92,9 @@ func (w *writer) inventorySynced(at now, id events.DeviceID, e events.InventoryS
 // vmObserved leaves out what a device still reported while it was retired: the
 // two are aggregates of their own, and nobody would remove it again.
 func (w *writer) vmObserved(at now, device events.DeviceID, e events.VMObserved) error {
+	if w.retired[device] {
+		return nil
+	}
 	ips, err := list(e.VM.IPs)
 	if err != nil {
 		return err
@@ -107,8 +111,7 @@ func (w *writer) vmObserved(at now, device events.DeviceID, e events.VMObserved)
 		INSERT INTO vms (device, id, name, name_key, power, tools, cpus, memory_mib,
 			guest_id, guest_name, hostname, ips, disks, nics, boot_time,
 			first_seen_at, changed_at, changed_position)
-		SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?16, ?17
-		WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?1 AND trust = 'retired')
+		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?16, ?17)
 		ON CONFLICT (device, id) DO UPDATE SET
 			name = excluded.name, name_key = excluded.name_key, power = excluded.power, tools = excluded.tools,
 			cpus = excluded.cpus, memory_mib = excluded.memory_mib,
@@ -269,9 +272,7 @@ func (f VMFilter) query(size sizer) (query, error) {
 	in(&q, "v.tools", f.Tools)
 	sel.where(&q, "v.device")
 	if f.Text != "" {
-		text := fold(f.Text)
-		q.and(`(instr(v.name_key, ?) OR instr(v.id, ?) OR instr(lower(v.guest_name), ?)
-			OR instr(lower(v.hostname), ?) OR instr(lower(v.ips), ?))`, text, text, text, text, text)
+		q.textIn(fold(f.Text), "v.id", "v.name_key", "lower(v.guest_name)", "lower(v.hostname)", "lower(v.ips)")
 	}
 	if f.Sort == SortID {
 		q.tail = "ORDER BY v.device, v.id"

@@ -2,7 +2,7 @@ package projections
 
 // schemaVersion names the tables and what Apply writes to them. Any change of
 // either needs another number; files of another version are built anew.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // applicationID marks the file as ours ("Plls" in ASCII), so that a path that
 // names somebody else's database is refused and not overwritten.
@@ -104,21 +104,16 @@ WHEN (old.trust, old.connection, old.condition, old.version) IS NOT (new.trust, 
 		ON CONFLICT DO UPDATE SET n = n + 1;
 END;
 
--- What text search looks through; see text.go. A row's text is indexed again
--- only when it changed.
-CREATE VIEW device_grams AS
-	SELECT rowid AS rowid, trigrams(name_key || char(10) || id || char(10) || host_key) AS grams FROM devices;
-CREATE VIRTUAL TABLE device_text USING fts4 (content="device_grams", grams, matchinfo=fts3);
+-- What text search looks through, and the rows whose text is to be written
+-- there before the transaction ends; see text.go.
+CREATE VIRTUAL TABLE device_text USING fts4 (content="", words, matchinfo=fts3);
+CREATE TABLE device_text_due (docid INTEGER PRIMARY KEY) STRICT;
 CREATE TRIGGER devices_text AFTER INSERT ON devices BEGIN
-	INSERT INTO device_text (docid, grams) SELECT rowid, grams FROM device_grams WHERE rowid = new.rowid;
-END;
-CREATE TRIGGER devices_untext BEFORE UPDATE OF name_key, host_key ON devices
-WHEN (old.name_key, old.host_key) IS NOT (new.name_key, new.host_key) BEGIN
-	DELETE FROM device_text WHERE docid = old.rowid;
+	INSERT INTO device_text_due VALUES (new.rowid) ON CONFLICT DO NOTHING;
 END;
 CREATE TRIGGER devices_retext AFTER UPDATE OF name_key, host_key ON devices
 WHEN (old.name_key, old.host_key) IS NOT (new.name_key, new.host_key) BEGIN
-	INSERT INTO device_text (docid, grams) SELECT rowid, grams FROM device_grams WHERE rowid = new.rowid;
+	INSERT INTO device_text_due VALUES (new.rowid) ON CONFLICT DO NOTHING;
 END;
 
 CREATE TABLE device_labels (
@@ -170,23 +165,14 @@ CREATE TRIGGER vms_recount AFTER UPDATE OF power ON vms WHEN old.power <> new.po
 	INSERT INTO vm_counts VALUES (new.power, 1) ON CONFLICT DO UPDATE SET n = n + 1;
 END;
 
-CREATE VIEW vm_grams AS
-	SELECT rowid AS rowid, trigrams(name_key || char(10) || id || char(10) || guest_name || char(10) || hostname || char(10) || ips) AS grams
-	FROM vms;
-CREATE VIRTUAL TABLE vm_text USING fts4 (content="vm_grams", grams, matchinfo=fts3);
+CREATE VIRTUAL TABLE vm_text USING fts4 (content="", words, matchinfo=fts3);
+CREATE TABLE vm_text_due (docid INTEGER PRIMARY KEY) STRICT;
 CREATE TRIGGER vms_text AFTER INSERT ON vms BEGIN
-	INSERT INTO vm_text (docid, grams) SELECT rowid, grams FROM vm_grams WHERE rowid = new.rowid;
-END;
-CREATE TRIGGER vms_untext BEFORE UPDATE OF name_key, guest_name, hostname, ips ON vms
-WHEN (old.name_key, old.guest_name, old.hostname, old.ips) IS NOT (new.name_key, new.guest_name, new.hostname, new.ips) BEGIN
-	DELETE FROM vm_text WHERE docid = old.rowid;
+	INSERT INTO vm_text_due VALUES (new.rowid) ON CONFLICT DO NOTHING;
 END;
 CREATE TRIGGER vms_retext AFTER UPDATE OF name_key, guest_name, hostname, ips ON vms
 WHEN (old.name_key, old.guest_name, old.hostname, old.ips) IS NOT (new.name_key, new.guest_name, new.hostname, new.ips) BEGIN
-	INSERT INTO vm_text (docid, grams) SELECT rowid, grams FROM vm_grams WHERE rowid = new.rowid;
-END;
-CREATE TRIGGER vms_forget BEFORE DELETE ON vms BEGIN
-	DELETE FROM vm_text WHERE docid = old.rowid;
+	INSERT INTO vm_text_due VALUES (new.rowid) ON CONFLICT DO NOTHING;
 END;
 
 CREATE TABLE tasks (

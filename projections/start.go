@@ -20,8 +20,9 @@ type start struct {
 	join string
 	// requirement is which one of the selector's it is, else -1.
 	requirement int
-	// word is the trigram, when that is what it is about.
-	word string
+	// word is the trigram, when that is what it is about, and orID what else
+	// to ask the index for.
+	word, orID string
 	// max is how many rows of from are few enough to be sorted, and weight how
 	// many rows of the list each of them stands for.
 	max, weight int
@@ -80,7 +81,7 @@ func choose(starts []start, size sizer) (best *start, err error) {
 		}
 	}
 	if best != nil && best.word != "" {
-		best.args = []any{strings.Join(words, " ")}
+		best.args = []any{best.match(words...)}
 	}
 	return best, nil
 }
