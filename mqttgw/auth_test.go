@@ -24,6 +24,7 @@ func TestNobodyActsAsAnother(t *testing.T) {
 	d := newDoor(t, func(c *Config) { c.Burst = 100_000 }) // B greets after every attack
 	a, b := d.device(), d.device()
 	cb, _ := b.connect(wireHello())
+	eventually(t, "B is present", func() bool { return len(d.presence.of(b.id)) == 1 })
 	unharmed := func(t *testing.T, attack func(t *testing.T)) {
 		t.Helper()
 		outer := d.t
