@@ -87,7 +87,7 @@ const maxNumber = 254 * 256 * 250
 // dial connects to the manager, from the device's own address when the manager
 // is on this machine.
 func (d *device) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: 30 * time.Second}
+	dialer := link.Dialer()
 	if loopback(addr) {
 		network = "tcp4"
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(d.source, 0))
