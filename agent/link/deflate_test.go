@@ -9,10 +9,10 @@ import (
 	"pallas/mqttgw/wire"
 )
 
-// addMachines puts an inventory into the outbox, one report for each machine.
-func (r *rig) addMachines(n int) {
+// addMachines puts a report for each of ten machines into the outbox.
+func (r *rig) addMachines() {
 	r.t.Helper()
-	snap, err := fake.Sample("esx", n).Observe(r.t.Context())
+	snap, err := fake.Sample("esx", 10).Observe(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestDeflate(t *testing.T) {
 		p := r.connected()
 		p.hello()
 		p.welcome(1) // a manager that does not know of it
-		r.addMachines(10)
+		r.addMachines()
 		p.sent(time.Second, "1-10")
 		p.receipt(10)
 		p.wantDeflated(0)
@@ -54,7 +54,7 @@ func TestDeflate(t *testing.T) {
 		p = r.connected()
 		p.hello()
 		p.welcome(11, deflates)
-		r.addMachines(10)
+		r.addMachines()
 		p.sent(time.Second, "11-20")
 		p.wantDeflated(1)
 		p.receipt(20)
@@ -67,7 +67,7 @@ func TestDeflate(t *testing.T) {
 		p.down(wire.Down{Greet: true})
 		p.hello()
 		p.welcome(22)
-		r.addMachines(10)
+		r.addMachines()
 		p.sent(time.Second, "22-31")
 		p.wantDeflated(1)
 		p.receipt(31)
@@ -80,7 +80,7 @@ func TestDeflateRefused(t *testing.T) {
 		p := r.connected()
 		p.hello()
 		p.welcome(1, deflates)
-		r.addMachines(10)
+		r.addMachines()
 		p.sent(100*time.Millisecond, "1-10")
 		p.wantDeflated(1)
 		p.down(wire.Down{Error: &wire.Error{Code: wire.ErrorMalformed, Message: "not a map"}})
