@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -25,10 +26,12 @@ type entry struct {
 	// since counts the decisions folded since the last snapshot.
 	since int
 
-	// shared and checked are guarded by cache.mu. checked is when the log last
-	// confirmed the revision.
+	// The others are guarded by cache.mu. checked is when the log last confirmed
+	// the revision, used is the cache's sweeps at the last use, size in bytes.
 	shared  bool
 	checked time.Time
+	used    uint64
+	size    int
 }
 
 // answer is where a command's decision is.
@@ -86,23 +89,34 @@ func (e *entry) due() bool {
 // UUID of version 5 then.
 func derived(id events.ID) bool { return len(id) == 36 && id[14] == '5' }
 
-// cache holds the aggregates that were used last.
+// cache holds the aggregates that were used last: up to so many bytes, and none
+// that was not used for two minutes. Snapshots make it cheap to load one again.
 type cache struct {
-	mu  sync.Mutex
-	lru *simplelru.LRU[events.Subject, *entry]
+	maxBytes int
+
+	mu     sync.Mutex
+	lru    *simplelru.LRU[events.Subject, *entry]
+	bytes  int
+	sweeps uint64
+	timer  *time.Timer // of the next sweep; nil while the cache is empty
 }
 
-func newCache(size int) (*cache, error) {
-	lru, err := simplelru.NewLRU[events.Subject, *entry](size, nil)
-	return &cache{lru: lru}, err
+// sweepEvery is how often unused aggregates are let go. One that was not used
+// between two sweeps leaves.
+const sweepEvery = time.Minute
+
+func newCache(maxBytes int) *cache {
+	c := &cache{maxBytes: maxBytes}
+	// Bytes are the bound.
+	c.lru, _ = simplelru.NewLRU(math.MaxInt, func(_ events.Subject, e *entry) { c.bytes -= e.size })
+	return c
 }
 
 // get returns the aggregate's entry, or nil, to the holder of its lock.
 func (c *cache) get(s events.Subject) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e, _ := c.lru.Get(s)
-	return e
+	return c.use(s)
 }
 
 // share returns the aggregate's entry, or nil, for reading by anybody, and when
@@ -110,8 +124,8 @@ func (c *cache) get(s events.Subject) *entry {
 func (c *cache) share(s events.Subject) (*entry, time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e, ok := c.lru.Get(s)
-	if !ok {
+	e := c.use(s)
+	if e == nil {
 		return nil, time.Time{}
 	}
 	e.shared = true
@@ -124,7 +138,7 @@ func (c *cache) put(s events.Subject, e *entry, checked time.Time) {
 	defer c.mu.Unlock()
 	e.shared, e.checked = true, checked
 	if old, ok := c.lru.Peek(s); !ok || old.revision <= e.revision {
-		c.lru.Add(s, e)
+		c.add(s, e)
 	}
 }
 
@@ -141,6 +155,67 @@ func (c *cache) advance(s events.Subject, e *entry, r events.Record) (next *entr
 	defer c.mu.Unlock()
 	e.fold(r)
 	e.checked = r.Time
-	c.lru.Add(s, e)
+	c.add(s, e)
 	return e, e.due()
 }
+
+func (c *cache) use(s events.Subject) *entry {
+	e, ok := c.lru.Get(s)
+	if ok {
+		e.used = c.sweeps
+	}
+	return e
+}
+
+// add keeps the entry, and lets those go that there is no room for.
+func (c *cache) add(s events.Subject, e *entry) {
+	if old, ok := c.lru.Peek(s); ok {
+		c.bytes -= old.size
+	}
+	e.used, e.size = c.sweeps, entrySize+e.state.size()
+	c.bytes += e.size
+	c.lru.Add(s, e)
+	for c.bytes > c.maxBytes {
+		c.lru.RemoveOldest()
+	}
+	if c.timer == nil && c.lru.Len() > 0 {
+		c.timer = time.AfterFunc(sweepEvery, c.sweep)
+	}
+}
+
+// sweep lets go of what was not used since the one before.
+func (c *cache) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		_, e, ok := c.lru.GetOldest()
+		if !ok {
+			c.timer = nil
+			return
+		}
+		if e.used >= c.sweeps {
+			break
+		}
+		c.lru.RemoveOldest()
+	}
+	c.sweeps++
+	c.timer.Reset(sweepEvery)
+}
+
+// usage returns how many aggregates there are, and about how many bytes.
+func (c *cache) usage() (aggregates, bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lru.Len(), c.bytes
+}
+
+// About what takes how many bytes of memory, texts included.
+const (
+	entrySize = 512 // an entry and its place in the cache
+	itemSize  = 512 // a virtual machine, a task
+)
+
+func (d *Device) size() int    { return itemSize }
+func (t *JoinToken) size() int { return itemSize }
+func (i *Inventory) size() int { return 2*itemSize + len(i.VMs)*itemSize }
+func (t *Tasks) size() int     { return len(t.Tasks)*itemSize + len(t.Past)*8 }

@@ -124,6 +124,8 @@ type folded interface {
 	// fold applies a record in place. Events that it has no meaning for, the
 	// unknown ones included, only advance the revision.
 	fold(events.Record)
+	// size is about how many bytes the state takes.
+	size() int
 }
 
 // newFolded returns the state of an aggregate that nothing has happened to.

@@ -25,8 +25,9 @@ type Config struct {
 	Policy Policy
 	// Snapshots shorten the loading of long histories; nil means none.
 	Snapshots Snapshots
-	// CacheSize is how many folded aggregates are kept; 0 means 65,536.
-	CacheSize int
+	// CacheBytes bounds the folded aggregates that are kept, by an estimate;
+	// 0 means 256 MiB. One that is not used for two minutes leaves anyway.
+	CacheBytes int
 	// Log defaults to no log.
 	Log *slog.Logger
 	// Registerer takes the metrics; nil means that nobody looks.
@@ -58,17 +59,17 @@ const (
 // what a session on another manager could still report.
 const trustFor = 5 * time.Second
 
-const defaultCacheSize = 1 << 16
+const defaultCacheBytes = 256 << 20
 
 // New returns a dispatcher.
 func New(c Config) (*Dispatcher, error) {
 	switch {
 	case c.Store == nil:
 		return nil, errors.New("commands: Store is missing")
-	case c.CacheSize < 0:
-		return nil, fmt.Errorf("commands: CacheSize %d: want 0 or more", c.CacheSize)
-	case c.CacheSize == 0:
-		c.CacheSize = defaultCacheSize
+	case c.CacheBytes < 0:
+		return nil, fmt.Errorf("commands: CacheBytes %d: want 0 or more", c.CacheBytes)
+	case c.CacheBytes == 0:
+		c.CacheBytes = defaultCacheBytes
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -76,11 +77,8 @@ func New(c Config) (*Dispatcher, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	aggregates, err := newCache(c.CacheSize)
-	if err != nil {
-		return nil, fmt.Errorf("commands: %w", err)
-	}
-	m, err := newMetrics(c.Registerer)
+	aggregates := newCache(c.CacheBytes)
+	m, err := newMetrics(c.Registerer, aggregates)
 	if err != nil {
 		return nil, fmt.Errorf("commands: %w", err)
 	}

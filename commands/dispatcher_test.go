@@ -130,7 +130,7 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := New(Config{}); err == nil {
 		t.Error("New without a store did not fail")
 	}
-	if _, err := New(Config{Store: eventstest.NewMemory(), CacheSize: -1}); err == nil {
+	if _, err := New(Config{Store: eventstest.NewMemory(), CacheBytes: -1}); err == nil {
 		t.Error("New with a negative cache did not fail")
 	}
 	r := prometheus.NewRegistry()
@@ -479,7 +479,7 @@ func TestPolicy(t *testing.T) {
 }
 
 func TestSmallCache(t *testing.T) {
-	d, _ := dispatcher(t, eventstest.NewMemory(), func(c *Config) { c.CacheSize = 1 })
+	d, _ := dispatcher(t, eventstest.NewMemory(), func(c *Config) { c.CacheBytes = 1500 })
 	ids := []events.DeviceID{dev, dev2}
 	for i := range 10 {
 		id := ids[i%2]
@@ -532,7 +532,7 @@ func TestMetrics(t *testing.T) {
 			for _, l := range m.GetLabel() {
 				name += " " + l.GetValue()
 			}
-			got[name] = m.GetCounter().GetValue()
+			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
 	delete(got, "pallas_commands_aggregate_loads_total cache")
@@ -542,6 +542,8 @@ func TestMetrics(t *testing.T) {
 		"pallas_commands_total changed ApproveDevice":  1, "pallas_commands_total unchanged ApproveDevice": 1,
 		"pallas_commands_total notFound ApproveDevice": 1,
 		"pallas_commands_retries_total conflict":       1,
+		"pallas_commands_cached_aggregates":            1,
+		"pallas_commands_cache_bytes":                  entrySize + itemSize,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)

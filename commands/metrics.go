@@ -15,9 +15,14 @@ type metrics struct {
 	loads    *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer) (metrics, error) {
+func newMetrics(r prometheus.Registerer, aggregates *cache) (metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pallas", Subsystem: "commands", Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, value func(aggregates, bytes int) int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pallas", Subsystem: "commands", Name: name, Help: help}, func() float64 {
+			return float64(value(aggregates.usage()))
+		})
 	}
 	m := metrics{
 		commands: counter("total", "Commands by type and result: changed, unchanged, a kind of refusal, or error.", "type", "result"),
@@ -27,7 +32,11 @@ func newMetrics(r prometheus.Registerer) (metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.commands, m.retries, m.loads} {
+	for _, c := range []prometheus.Collector{
+		m.commands, m.retries, m.loads,
+		gauge("cached_aggregates", "Aggregates whose state is in memory.", func(n, _ int) int { return n }),
+		gauge("cache_bytes", "About how much memory they take.", func(_, n int) int { return n }),
+	} {
 		if err := r.Register(c); err != nil {
 			return m, fmt.Errorf("register metrics: %w", err)
 		}

@@ -38,7 +38,7 @@ type sent struct {
 func newWorld(t *rapid.T, twice bool) *world {
 	w := &world{t: t, store: eventstest.NewMemory(), now: t0, epoch: 1, twice: twice}
 	for range 2 {
-		d, err := New(Config{Store: w.store, Now: func() time.Time { return w.now }, CacheSize: 2})
+		d, err := New(Config{Store: w.store, Now: func() time.Time { return w.now }, CacheBytes: 3000})
 		if err != nil {
 			t.Fatal(err)
 		}
