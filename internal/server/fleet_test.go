@@ -262,6 +262,9 @@ type caller struct {
 	tls    *tls.Config
 	source net.TCPAddr
 	opener []byte // CONNECT, SUBSCRIBE and the Hello of a device that has no news
+	device string
+	epoch  uint64 // of its outbox
+	next   uint64 // the sequence of its next report
 }
 
 // callers reads the identities of the agents, which do not run.
@@ -315,7 +318,7 @@ func newCaller(dir, addr string) (caller, error) {
 	}
 	var out bytes.Buffer
 	err = errors.Join(connect.Write(&out), sub.Write(&out), hello.Write(&out))
-	return caller{tls: config, opener: out.Bytes()}, err
+	return caller{tls: config, opener: out.Bytes(), device: id.Device, epoch: sum.Epoch, next: sum.Next}, err
 }
 
 // welcomed speaks MQTT until the manager has welcomed the device.

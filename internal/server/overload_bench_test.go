@@ -27,6 +27,7 @@ const overloadFor = 5 * time.Second
 // BenchmarkOverload gives a manager, in a process of its own, more than is its
 // share, and measures what is left for the others.
 func BenchmarkOverload(b *testing.B) {
+	b.Run("ingest", overloadIngest)
 	for _, rate := range []float64{0, httpapi.DefaultRate} {
 		b.Run(fmt.Sprintf("requests/limit=%g", rate), func(b *testing.B) { overloadRequests(b, rate) })
 	}
