@@ -76,7 +76,7 @@ func (d *DB) follow(ctx context.Context, store events.Store) error {
 	if err := d.reattach(ctx); err != nil {
 		return fmt.Errorf("open read model: %w", err)
 	}
-	if err := d.matchLog(ctx, store); err != nil {
+	if err := d.MatchLog(ctx, store); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -116,9 +116,11 @@ func readError(ctx context.Context, position uint64, err error) error {
 	return fmt.Errorf("%w after position %d: %w", ErrStopped, position, err)
 }
 
-// matchLog makes sure that the rows come from this log: it must reach to the
-// checkpoint, and hold the same decision there.
-func (d *DB) matchLog(ctx context.Context, store events.Store) error {
+// MatchLog makes sure that the rows come from this log: it must reach to the
+// checkpoint, and hold the same decision there. Otherwise the read model begins
+// anew, empty. Run does so by itself; whoever reads a position from the rows
+// before Run, to go on from there, calls it first.
+func (d *DB) MatchLog(ctx context.Context, store events.Store) error {
 	last, err := store.Last(ctx)
 	if err != nil {
 		return fmt.Errorf("look up the end of the log: %w", err)

@@ -93,8 +93,10 @@ func (d *Disk) Unmount() error { return d.server.Unmount() }
 
 // PowerCut takes from the files that match the pattern (as of
 // [filepath.Glob], in the folder) what no sync had made safe, and returns when
-// the sync began before which everything is safe. Nobody may have them open.
-func (d *Disk) PowerCut(pattern string) (safe time.Time, lost int64, err error) {
+// the sync began before which everything is safe. keep says how many of a
+// file's n unsafe bytes, 1 or more, had reached the disk all the same. Nobody
+// may have the files open.
+func (d *Disk) PowerCut(pattern string, keep func(n int64) int64) (safe time.Time, lost int64, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	paths, err := filepath.Glob(filepath.Join(d.back, pattern))
@@ -113,10 +115,11 @@ func (d *Disk) PowerCut(pattern string) (safe time.Time, lost int64, err error) 
 		if info.Size() <= m.size {
 			continue
 		}
-		if err := os.Truncate(path, m.size); err != nil {
+		size := m.size + keep(info.Size()-m.size)
+		if err := os.Truncate(path, size); err != nil {
 			return safe, lost, fmt.Errorf("cut the power: %w", err)
 		}
-		lost += info.Size() - m.size
+		lost += info.Size() - size
 	}
 	return safe, lost, nil
 }

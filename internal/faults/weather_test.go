@@ -47,6 +47,7 @@ var kinds = map[string]bool{
 	"log torn at its end": false,
 	"agents' disk full":   true, "disk full": true, "disk full at once": true, "disk read-only": true, "disk bad for writing": true,
 	"disk bad for reading": true, "disk bad for syncing": true, "disk slow": true, "power cut": true,
+	"power cut in a record": true,
 }
 
 // plan follows from its arguments alone: rounds of all faults, each round in
@@ -264,17 +265,24 @@ func (w *weather) do(a act) {
 	case "disk slow":
 		disk(faults.Slow)
 	case "power cut":
-		w.manager.kill(func() {
-			safe, lost, err := w.disk.PowerCut(logBlocks)
-			if err != nil {
-				w.t.Error(err)
-			}
-			w.cuts = append(w.cuts, cut{safe, time.Now()})
-			w.t.Logf("power cut: %d bytes of the log lost", lost)
-		})
+		w.cutPower(func(int64) int64 { return 0 })
+	case "power cut in a record":
+		w.cutPower(r.Int64N)
 	default:
 		w.t.Errorf("no such fault: %s", a.kind)
 	}
+}
+
+// cutPower takes from the log what was not safe, but for what keep says.
+func (w *weather) cutPower(keep func(n int64) int64) {
+	w.manager.kill(func() {
+		safe, lost, err := w.disk.PowerCut(logBlocks, keep)
+		if err != nil {
+			w.t.Error(err)
+		}
+		w.cuts = append(w.cuts, cut{safe, time.Now()})
+		w.t.Logf("power cut: %d bytes of the log lost", lost)
+	})
 }
 
 // damage overwrites bytes in the middle of a file.

@@ -47,6 +47,7 @@ const shutdownTimeout = 5 * time.Second
 type Server struct {
 	cfg   Config
 	log   *slog.Logger
+	now   func() time.Time
 	disk  httpapi.Check // that there is room for writes
 	ready chan struct{}
 
@@ -61,15 +62,26 @@ type Server struct {
 	usage    *projections.Usage
 }
 
+// Option changes a server for tests.
+type Option func(*Server)
+
+// WithClock has a server go by another clock than the system's. The broker's
+// own timers stay with the system's.
+func WithClock(now func() time.Time) Option { return func(s *Server) { s.now = now } }
+
 // New checks the configuration. It touches nothing.
-func New(cfg Config, log *slog.Logger) (*Server, error) {
+func New(cfg Config, log *slog.Logger, options ...Option) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, log: log, disk: httpapi.DiskCheck(cfg.DataDir, uint64(cfg.Events.MinFree)), ready: make(chan struct{})}, nil
+	s := &Server{cfg: cfg, log: log, now: time.Now, disk: httpapi.DiskCheck(cfg.DataDir, uint64(cfg.Events.MinFree)), ready: make(chan struct{})}
+	for _, o := range options {
+		o(s)
+	}
+	return s, nil
 }
 
 // Ready is closed when the API and the device door answer.
@@ -120,7 +132,7 @@ func (s *Server) Run(ctx context.Context) error {
 	broker, err := mqttgw.NewBroker(mqttgw.BrokerConfig{
 		Dir: brokerDir(s.cfg), MQTT: s.cfg.MQTT.Listen, Sync: time.Duration(s.cfg.Events.Sync), Log: s.log,
 		TicketKeys: filepath.Join(pkiDir(s.cfg), "tickets.key"),
-		TLS:        &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool()},
+		TLS:        &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool(), Time: s.now},
 	})
 	if err != nil {
 		return err
@@ -161,7 +173,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.commands, err = commands.New(commands.Config{Store: s.store, Snapshots: snapshots, Log: s.log, Registerer: registry}); err != nil {
+	if s.commands, err = commands.New(commands.Config{Store: s.store, Snapshots: snapshots, Log: s.log, Now: s.now, Registerer: registry}); err != nil {
 		return err
 	}
 	if s.db, err = projections.Open(ctx, projections.Config{
@@ -170,6 +182,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.db.Close() //nolint:errcheck // disposable, and at the end
+	// After a power cut the log may be shorter than what was made of it, and the
+	// reactors go on from where the read model says it is.
+	if err := s.db.MatchLog(ctx, s.store); err != nil {
+		s.log.Warn("read model not compared with the log", "error", err)
+	}
 	measured, err := jsstore.OpenTelemetry(ctx, jsstore.TelemetryConfig{
 		Conn: conn, MaxAge: time.Duration(s.cfg.Telemetry.Days) * 24 * time.Hour, MaxBytes: s.cfg.Telemetry.MaxBytes,
 		Room: func() error {
@@ -181,17 +198,17 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	if s.usage, err = projections.OpenUsage(ctx, projections.UsageConfig{
-		Path: filepath.Join(s.cfg.DataDir, "telemetry.db"), Keep: s.cfg.Telemetry.Days, Log: s.log, Registerer: registry,
+		Path: filepath.Join(s.cfg.DataDir, "telemetry.db"), Keep: s.cfg.Telemetry.Days, Log: s.log, Now: s.now, Registerer: registry,
 	}); err != nil {
 		return err
 	}
 	defer s.usage.Close() //nolint:errcheck // at the end
 
 	presence := reactors.NewPresence(reactors.PresenceConfig{
-		Commands: s.commands, Log: s.log, Grace: time.Duration(s.cfg.Devices.Grace), StartGrace: s.cfg.Devices.startGrace(),
+		Commands: s.commands, Log: s.log, Now: s.now, Grace: time.Duration(s.cfg.Devices.Grace), StartGrace: s.cfg.Devices.startGrace(),
 	})
 	gateway, err := mqttgw.New(mqttgw.Config{
-		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Registerer: registry,
+		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Now: s.now, Registerer: registry,
 		Usage: measured, UsageInterval: time.Duration(s.cfg.Telemetry.Interval),
 		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
 		Settings: wire.Settings{
@@ -203,7 +220,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	reactor, err := reactors.New(reactors.Config{
-		Store: s.store, Commands: s.commands, Door: gateway, ReadModel: readModel{s.db}, Presence: presence, Log: s.log,
+		Store: s.store, Commands: s.commands, Door: gateway, ReadModel: readModel{s.db}, Presence: presence, Log: s.log, Now: s.now,
 	})
 	if err != nil {
 		return err
@@ -296,13 +313,13 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 		return nil, err
 	}
 	return httpapi.New(httpapi.Config{
-		Auth: authenticator{s.creds}, Log: s.log, Gatherer: registry, Registerer: registry,
+		Auth: authenticator{s.creds}, Log: s.log, Now: s.now, Gatherer: registry, Registerer: registry,
 		Limits: httpapi.Limits{Rate: s.cfg.HTTP.Rate},
 		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), s.disk},
 		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{
 				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
-				Log: s.log, Registerer: registry,
+				Log: s.log, Now: s.now, Registerer: registry,
 			})
 		}},
 	})
@@ -367,7 +384,7 @@ func (s *Server) certificates() (*pki.ServerSource, error) {
 	add(s.cfg.HTTP.Listen)
 	add(s.cfg.MQTT.Listen)
 	add(s.cfg.MQTT.Address)
-	c, err := pki.NewServerSource(pki.ServerConfig{CA: s.ca, Hosts: hosts, Now: time.Now})
+	c, err := pki.NewServerSource(pki.ServerConfig{CA: s.ca, Hosts: hosts, Now: s.now})
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
