@@ -575,6 +575,8 @@ func TestFloodStarvesNobody(t *testing.T) {
 	if c.isClosed() {
 		t.Error("the other device lost its session")
 	}
+	// What it had sent is still on the way, and would be charged to it.
+	eventually(t, "the end of the flood", func() bool { return len(d.presence.of(bad.id)) == 2 })
 	skipped.Store(int64(firstPenalty))
 	again, w := bad.connect(wireHello())
 	expect(t, "the next sequence of the flooder", w.Next, uint64(1))
