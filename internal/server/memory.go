@@ -3,11 +3,9 @@ package server
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
@@ -92,33 +90,40 @@ func availableMemory(proc, cgroup string) int64 {
 // What lives as long as a connection is allocated amid the garbage of its
 // handshake, about ten times as much, and stays where it is. How much garbage
 // there may be between two collections decides how many half-empty spans are
-// left, so while many devices connect there may be less of it. Afterwards a few
-// collections shrink the stacks that handshakes have grown (by half each time)
-// and give back what is free.
+// left, so while many devices connect there may be less of it.
+//
+// In between the stacks are what grows: whatever the broker writes to a device
+// takes 32 KiB of stack, because of one function with a frame of 25 kB
+// ((*client).flushOutbound in nats-server), and only collections shrink a
+// stack, by half each time. So there is one every few seconds, as long as that
+// takes little of the processor, and what is free is given back.
 const (
 	calmGC = 100 // percent, Go's own
 	rushGC = 25
 	// rushGarbage is how much garbage there may be in any case, in bytes:
 	// shorter turns of a small heap would cost more than they save.
-	rushGarbage = 64 << 20
+	rushGarbage = 8 << 20
 	// rush is from how many connections a second on it counts.
 	rush = 10
 	// calm is how long there must be fewer than that.
 	calm = 5 * time.Second
-	// sweeps is how many collections follow a rush.
-	sweeps = 3
+	// tidyEvery is how often memory is given back, and tidyShare how many times
+	// as long as that takes must pass: with many devices it is rarer.
+	tidyEvery = 15 * time.Second
+	tidyShare = 50
 )
 
 // tendMemory collects garbage by the number of connections that have come in so
 // far. It returns when ctx ends, with calmGC.
-func tendMemory(ctx context.Context, log *slog.Logger, accepted func() uint64) {
+func tendMemory(ctx context.Context, accepted func() uint64) {
 	if _, set := os.LookupEnv("GOGC"); set {
 		return // somebody else decides
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(calmGC))
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	var rushed time.Time // when the last rush was; the zero time when it is done with
+	due := time.Now().Add(tidyEvery)
+	rushed := false
 	for before := accepted(); ; {
 		select {
 		case <-ctx.Done():
@@ -128,15 +133,15 @@ func tendMemory(ctx context.Context, log *slog.Logger, accepted func() uint64) {
 			switch {
 			case n-before >= rush:
 				debug.SetGCPercent(rushPercent(liveHeap()))
-				rushed = now
-			case !rushed.IsZero() && now.Sub(rushed) >= calm:
-				for range sweeps - 1 {
-					runtime.GC()
+				rushed = true
+				due = now.Add(calm)
+			case now.After(due):
+				if rushed {
+					debug.SetGCPercent(calmGC)
+					rushed = false
 				}
-				debug.FreeOSMemory() // collects too
-				debug.SetGCPercent(calmGC)
-				rushed = time.Time{}
-				log.Debug("memory given back after many connections", "took", time.Since(now))
+				debug.FreeOSMemory() // collects first
+				due = now.Add(max(tidyEvery, tidyShare*time.Since(now)))
 			}
 			before = n
 		}

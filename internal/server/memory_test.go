@@ -56,7 +56,7 @@ func TestAvailableMemoryIsTheGroups(t *testing.T) {
 }
 
 func TestRushCollectsInShorterTurns(t *testing.T) {
-	for live, want := range map[uint64]int{0: calmGC, 10 << 20: calmGC, 128 << 20: 50, 256 << 20: rushGC, 4 << 30: rushGC} {
+	for live, want := range map[uint64]int{0: calmGC, 8 << 20: calmGC, 16 << 20: 50, 32 << 20: rushGC, 4 << 30: rushGC} {
 		if got := rushPercent(live); got != want {
 			t.Errorf("%d bytes live: %d %%, want %d", live, got, want)
 		}

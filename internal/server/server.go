@@ -260,7 +260,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
 	g.Go(func() error {
-		tendMemory(ctx, s.log, broker.Accepted)
+		tendMemory(ctx, broker.Accepted)
 		return nil
 	})
 	g.Go(func() error { return serveDebug(ctx, debug) })
