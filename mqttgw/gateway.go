@@ -72,8 +72,10 @@ const (
 	// receiptTick is how often receipts are looked for.
 	receiptTick = 100 * time.Millisecond
 	// reconcileEvery is how often the sessions are compared with the broker's
-	// connections: its events may be lost.
-	reconcileEvery = time.Minute
+	// connections: its events may be lost. reconcileAtLeast is how often that is
+	// done one by one although their numbers agree.
+	reconcileEvery   = time.Minute
+	reconcileAtLeast = 30 * time.Minute
 )
 
 // Gateway stands between devices and the write side.
@@ -95,6 +97,10 @@ type Gateway struct {
 	devices atomic.Pointer[nats.Conn]
 
 	penalties *penalties
+	// reconciled is when it last was, differed what the last comparison said.
+	// Run's alone.
+	reconciled time.Time
+	differed   bool
 
 	reports  prometheus.Counter
 	receipts prometheus.Counter
@@ -243,7 +249,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 			return fmt.Errorf("run gateway: %w", err)
 		}
 	}
-	g.reconcile(work)
+	g.reconcile()
 	g.broker.open.Store(true)
 	g.log.Info("device door open", "mqtt", g.broker.MQTTAddr())
 
@@ -255,7 +261,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 			g.log.Info("device door closed")
 			return nil
 		case <-ticker.C:
-			g.reconcile(work)
+			g.compare(work)
 		}
 	}
 }
@@ -308,8 +314,25 @@ func (g *Gateway) ended(ctx context.Context, subject, conn, reason string) {
 	})
 }
 
+// compare reconciles when the sessions have another number of connections than
+// the broker now and a minute ago (some are always on their way in or out), or
+// when that was not done for long. Listing 100,000 connections takes a while.
+func (g *Gateway) compare(ctx context.Context) {
+	sessions := 0
+	for _, sh := range g.shards {
+		sh.lookAtPending(ctx)
+		sessions += sh.connections()
+	}
+	differ := sessions != g.broker.MQTTConns()
+	if differ && g.differed || g.now().Sub(g.reconciled) >= reconcileAtLeast {
+		g.reconcile()
+	}
+	g.differed = differ
+}
+
 // reconcile makes the sessions match the broker's connections.
-func (g *Gateway) reconcile(ctx context.Context) {
+func (g *Gateway) reconcile() {
+	g.reconciled = g.now()
 	conns, err := g.broker.deviceConns()
 	if err != nil {
 		g.log.Warn("list device connections", "err", err)
@@ -325,7 +348,7 @@ func (g *Gateway) reconcile(ctx context.Context) {
 		}
 	}
 	for _, sh := range g.shards {
-		sh.reconcile(ctx)
+		sh.endDead()
 	}
 }
 

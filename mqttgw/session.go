@@ -269,37 +269,45 @@ func (sh *shard) tellDisconnected(s *session, reason string) {
 	}
 }
 
-// reconcile ends connections that the broker does not have any more, and looks
-// at pending devices again.
-func (sh *shard) reconcile(ctx context.Context) {
-	type dead struct {
-		id   events.DeviceID
-		conn uint64
-	}
-	var ends []dead
-	var pending []events.DeviceID
+// connections returns how many there are.
+func (sh *shard) connections() (n int) {
 	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, s := range sh.sessions {
+		n += len(s.conns)
+	}
+	return n
+}
+
+// endDead ends connections that the broker does not have any more.
+func (sh *shard) endDead() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	for id, s := range sh.sessions {
 		for _, c := range s.conns {
 			if !sh.g.broker.alive(c) {
-				ends = append(ends, dead{id, c})
+				sh.jobs = append(sh.jobs, func() { sh.endConn(id, c, "connection is gone") })
 			}
 		}
-		if s.greeted && s.pending {
-			pending = append(pending, id)
+	}
+	sh.rouse()
+}
+
+// lookAtPending looks at pending devices again.
+func (sh *shard) lookAtPending(ctx context.Context) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for id, s := range sh.sessions {
+		if !s.greeted || !s.pending {
+			continue
 		}
-	}
-	sh.mu.Unlock()
-	for _, d := range ends {
-		sh.do(func() { sh.endConn(d.id, d.conn, "connection is gone") })
-	}
-	for _, id := range pending {
-		sh.do(func() {
+		sh.jobs = append(sh.jobs, func() {
 			if err := sh.refresh(ctx, id); err != nil && ctx.Err() == nil {
 				sh.g.log.Warn("look at a pending device", "device", id, "err", err)
 			}
 		})
 	}
+	sh.rouse()
 }
 
 // blame logs what is wrong with something that the device sent. A device may
