@@ -29,11 +29,17 @@ import (
 const fleetEnv = "PALLAS_MQTTGW_FLEET"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(fleetEnv) == "" {
+	var err error
+	switch kind := os.Getenv(doorEnv); {
+	case kind != "":
+		err = runDoor(kind)
+	case os.Getenv(fleetEnv) != "":
+		err = runFleet(os.Stdin, os.Stdout)
+	default:
 		os.Exit(m.Run())
 	}
-	if err := runFleet(os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "devices:", err)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "process of a benchmark:", err)
 		os.Exit(1)
 	}
 }
@@ -43,6 +49,10 @@ type muster struct {
 	Address string
 	CA      []byte // DER
 	Devices []identity
+	// Kind is the door's; "" is gatewayDoor. Only that one welcomes.
+	Kind string
+	// Callers connect and leave, and stay away until an order.
+	Callers bool
 }
 
 type identity struct {
@@ -57,6 +67,7 @@ type order struct {
 	For           time.Duration
 	Batch, Window int
 	Rate          float64
+	Resume        bool // for callers: with the session of the last connection
 }
 
 // tally is what came of an order.
@@ -88,13 +99,21 @@ func newFleet(b *testing.B, d *door, n int) *fleet {
 	if need := uint64(n + 500); files.Cur < need {
 		b.Skipf("%d connections need %d open files in this process and as many in that of the devices; the limit is %d: raise it with ulimit -n", n, need, files.Cur)
 	}
-	f := &fleet{b: b}
 	m := muster{Address: d.broker.MQTTAddr(), CA: d.ca.Certificate().Raw}
 	for range n {
 		dev := d.device()
 		key := must(x509.MarshalECPrivateKey(dev.key))(b)
 		m.Devices = append(m.Devices, identity{ID: dev.id, Cert: dev.cert.Leaf.Raw, Key: key})
-		f.ids = append(f.ids, dev.id)
+	}
+	return fleetOf(b, m)
+}
+
+// fleetOf connects devices that the door knows.
+func fleetOf(b *testing.B, m muster) *fleet {
+	b.Helper()
+	f := &fleet{b: b}
+	for _, d := range m.Devices {
+		f.ids = append(f.ids, d.ID)
 	}
 	cmd := exec.Command(must(os.Executable())(b))
 	cmd.Env = append(os.Environ(), fleetEnv+"=1")
@@ -139,7 +158,7 @@ func runFleet(r io.Reader, w io.Writer) error {
 	if err := in.Decode(&m); err != nil {
 		return err
 	}
-	devices, err := connectAll(m)
+	devices, callers, err := connectAll(m)
 	if err != nil {
 		return out.Encode(tally{Error: err.Error()})
 	}
@@ -156,6 +175,13 @@ func runFleet(r io.Reader, w io.Writer) error {
 		var g errgroup.Group
 		began := time.Now()
 		var reports atomic.Int64
+		if m.Callers {
+			g.Go(func() error {
+				n, err := callAll(callers, o, began)
+				reports.Add(int64(n))
+				return err
+			})
+		}
 		for i, d := range devices {
 			g.Go(func() error {
 				n, err := d.obey(o, began, i, len(devices))
@@ -175,23 +201,33 @@ func runFleet(r io.Reader, w io.Writer) error {
 }
 
 // connectAll connects 64 devices at a time.
-func connectAll(m muster) ([]*reporter, error) {
+func connectAll(m muster) ([]*reporter, []*caller, error) {
 	ca, err := x509.ParseCertificate(m.CA)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	devices := make([]*reporter, len(m.Devices))
+	var devices []*reporter
+	var callers []*caller
+	if m.Callers {
+		callers = make([]*caller, len(m.Devices))
+	} else {
+		devices = make([]*reporter, len(m.Devices))
+	}
 	var g errgroup.Group
 	g.SetLimit(64)
 	for i, id := range m.Devices {
 		g.Go(func() (err error) {
-			devices[i], err = newReporter(m.Address, roots, id)
+			if m.Callers {
+				callers[i], err = newCaller(m, roots, id)
+			} else {
+				devices[i], err = newReporter(m, roots, id)
+			}
 			return err
 		})
 	}
-	return devices, g.Wait()
+	return devices, callers, g.Wait()
 }
 
 // reporter is one device, as lean as can be.
@@ -205,12 +241,12 @@ type reporter struct {
 	err   atomic.Pointer[error]
 }
 
-func newReporter(address string, roots *x509.CertPool, id identity) (*reporter, error) {
+func newReporter(m muster, roots *x509.CertPool, id identity) (*reporter, error) {
 	key, err := x509.ParseECPrivateKey(id.Key)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := tls.Dial("tcp", address, &tls.Config{
+	conn, err := tls.Dial("tcp", m.Address, &tls.Config{
 		RootCAs: roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS13,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{id.Cert}, PrivateKey: key}},
 	})
@@ -231,7 +267,19 @@ func newReporter(address string, roots *x509.CertPool, id identity) (*reporter, 
 		return nil, err
 	}
 	in := bufio.NewReaderSize(conn, 512)
-	for welcomed := false; !welcomed; {
+	if m.Kind == tlsDoor {
+		_, err = io.ReadFull(in, make([]byte, len(packets)))
+	} else if m.Kind == brokerDoor {
+		for range 2 { // CONNACK, SUBACK
+			if _, err = readDown(in); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for welcomed := m.Kind == tlsDoor || m.Kind == brokerDoor; !welcomed; {
 		d, err := readDown(in)
 		if err != nil {
 			return nil, err
