@@ -50,7 +50,7 @@ func BenchmarkDay(b *testing.B) {
 	dayOf := func(narrow bool) (*device, *netlab.Link) {
 		d, l := newDevice(b, join, dayVMs), newLink(b, near)
 		d.through(l, narrow)
-		d.start(b)
+		d.start()
 		b.Cleanup(func() { d.stop(b) })
 		// The keepalive is for the connection after the first welcome.
 		if err := within(b.Context(), time.Minute, func() bool { return d.agent.Stats().Next > dayVMs && d.settled() }); err != nil {

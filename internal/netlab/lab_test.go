@@ -87,29 +87,40 @@ var devices int
 // Its manager has heard nothing of the host yet.
 func newDevice(t testing.TB, join string, vms int) *device {
 	t.Helper()
+	d := makeDevice(t, join, vms)
+	d.enrol(t)
+	return d
+}
+
+// makeDevice makes one that is not enrolled yet.
+func makeDevice(t testing.TB, join string, vms int) *device {
+	t.Helper()
 	devices++
 	name := fmt.Sprintf("lab-%03d", devices)
 	d := &device{host: fake.Sample(name, vms), vms: vms}
-	d.host.SetUnreachable("is not there yet")
 	near := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(devices>>8), byte(devices))}}
 	d.config = agent.Config{
 		Dir: filepath.Join(t.TempDir(), name), Join: join, Driver: d.host, Log: slog.New(slog.DiscardHandler), NoSync: true,
 		DialContext: near.DialContext, Debounce: 10 * time.Millisecond, FindID: time.Millisecond,
 	}
-	d.start(t)
-	if err := within(t.Context(), time.Minute, func() bool { s := d.agent.Stats(); return s.Connected && s.Next > 1 && s.Pending == 0 }); err != nil {
-		t.Fatalf("enrol %s: %v", name, err)
-	}
-	d.stop(t)
-	d.host.SetUnreachable("")
 	return d
 }
 
-func (d *device) start(t testing.TB) {
-	t.Helper()
+// enrol enrols the device from near and stops it.
+func (d *device) enrol(t testing.TB) {
+	d.host.SetUnreachable("is not there yet")
+	d.start()
+	if err := within(t.Context(), time.Minute, func() bool { s := d.agent.Stats(); return s.Connected && s.Next > 1 && s.Pending == 0 }); err != nil {
+		t.Errorf("enrol %s: %v", d.config.Dir, err)
+	}
+	d.stop(t)
+	d.host.SetUnreachable("")
+}
+
+func (d *device) start() {
 	var err error
 	if d.agent, err = agent.New(d.config); err != nil {
-		t.Fatal(err)
+		panic(err) // the configuration is the test's own
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel, d.done = cancel, make(chan error, 1)

@@ -61,7 +61,7 @@ type Counts struct {
 type Link struct {
 	p      Profile
 	tun    *os.File
-	local  netip.Addr
+	name   string
 	remote netip.Addr
 	began  time.Time
 	work   sync.WaitGroup
@@ -70,6 +70,7 @@ type Link struct {
 	down   direction
 
 	mu      sync.Mutex
+	local   netip.Addr
 	random  *rand.Rand
 	flows   map[uint16]*flow  // by the client's port
 	outside map[uint16]uint16 // NAT: port of the server's view → the client's
@@ -118,24 +119,23 @@ func New(p Profile) (*Link, error) {
 		p: p, began: time.Now(), end: make(chan struct{}),
 		random: rand.New(rand.NewPCG(p.Seed, uint64(n))), //nolint:gosec // loss is not a secret
 		flows:  map[uint16]*flow{}, outside: map[uint16]uint16{}, next: servers,
-		local: address(4*n + 1), remote: address(4*n + 2),
+		name: "lab" + strconv.Itoa(int(n)), local: address(8*n + 1), remote: address(8*n + 2),
 	}
-	name := "lab" + strconv.Itoa(int(n))
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", tunPath, err)
 	}
-	r, err := unix.NewIfreq(name)
+	r, err := unix.NewIfreq(l.name)
 	if err == nil {
 		r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
 	}
 	if err == nil {
-		err = l.address(name)
+		err = l.address(l.local)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("make interface %s: %w", name, err)
+		return nil, fmt.Errorf("make interface %s: %w", l.name, err)
 	}
 	l.tun = os.NewFile(uintptr(fd), tunPath)
 	for _, d := range []*direction{&l.up, &l.down} {
@@ -156,17 +156,18 @@ func address(n uint32) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-func (l *Link) address(name string) error {
-	local := l.local.As4()
-	return configure(name,
+// address gives the interface its address, in place of one that it has.
+func (l *Link) address(local netip.Addr) error {
+	a := local.As4()
+	return configure(l.name,
 		func(fd int, r *unix.Ifreq) error {
-			if err := r.SetInet4Addr(local[:]); err != nil {
+			if err := r.SetInet4Addr(a[:]); err != nil {
 				return err
 			}
 			return unix.IoctlIfreq(fd, unix.SIOCSIFADDR, r)
 		},
 		func(fd int, r *unix.Ifreq) error {
-			if err := r.SetInet4Addr([]byte{255, 255, 255, 252}); err != nil {
+			if err := r.SetInet4Addr([]byte{255, 255, 255, 248}); err != nil {
 				return err
 			}
 			return unix.IoctlIfreq(fd, unix.SIOCSIFNETMASK, r)
@@ -201,6 +202,26 @@ func (l *Link) DialContext(d net.Dialer) func(ctx context.Context, network, addr
 	}
 }
 
+// Remote returns the address at which the namespace's servers are found.
+func (l *Link) Remote() netip.Addr { return l.remote }
+
+// Readdress gives the client another address, as a network does that it has
+// moved to. Connections from the old one do not exist any more for the kernel:
+// what they send goes nowhere, and no end is told.
+func (l *Link) Readdress() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.remote.Next()
+	if l.local == next {
+		next = next.Next()
+	}
+	if err := l.address(next); err != nil {
+		return err
+	}
+	l.local = next
+	return nil
+}
+
 // Counts returns what clients sent, and what servers did.
 func (l *Link) Counts() (up, down Counts) { return l.up.counts(), l.down.counts() }
 
@@ -209,8 +230,7 @@ func (d *direction) counts() Counts {
 }
 
 // Freeze lets every connection that there is die without a word: nothing of it
-// passes any more, as after the client's address has changed or a firewall has
-// forgotten it. New connections are not affected.
+// passes any more, as after a firewall has forgotten it. New connections are not affected.
 func (l *Link) Freeze() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,6 +1,7 @@
 package netlab_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -11,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"pallas/internal/config"
 	"pallas/internal/netlab"
+	"pallas/internal/server"
 	"pallas/internal/servertest"
 )
 
@@ -26,8 +29,10 @@ type cell struct {
 	p       netlab.Profile
 	vms     int
 	changes int
-	trouble func(*netlab.Link) // in the middle of the changes
-	captive bool               // a proxy answers the first two connections with a page
+	trouble func(*netlab.Link) error // in the middle of the changes
+	captive bool                     // a proxy answers the first two connections with a page
+	enrol   bool                     // over the link too
+	named   *resolver                // resolves the manager's name
 	row     row
 }
 
@@ -40,7 +45,13 @@ type row struct {
 }
 
 func (c *cell) run(t testing.TB, m *servertest.Manager, d *device, l *netlab.Link, limit time.Duration) {
+	if !c.enrol {
+		d.enrol(t)
+	}
 	d.through(l, c.p.Rate > 0 && c.p.Rate <= 64_000)
+	if c.named != nil {
+		d.config.DialContext = c.named.dialContext(l)
+	}
 	defer func() {
 		s := d.agent.Stats()
 		c.row.up, c.row.down = l.Counts()
@@ -59,7 +70,7 @@ func (c *cell) run(t testing.TB, m *servertest.Manager, d *device, l *netlab.Lin
 	if c.captive {
 		l.Capture(portal(t, func() { l.Capture(0) }))
 	}
-	d.start(t)
+	d.start()
 	defer d.stop(t)
 	if !step("connected", &c.row.connected, func() bool { return d.agent.Stats().Connected }) ||
 		!step("inventory receipted", &c.row.inventory, func() bool { return d.agent.Stats().Next > uint64(c.vms) && d.settled() }) {
@@ -67,7 +78,9 @@ func (c *cell) run(t testing.TB, m *servertest.Manager, d *device, l *netlab.Lin
 	}
 	for i := range c.changes {
 		if i == c.changes/2 && c.trouble != nil {
-			c.trouble(l)
+			if c.row.err = c.trouble(l); c.row.err != nil {
+				return
+			}
 		}
 		if err := d.rename(ctx, i); err != nil {
 			c.row.err = fmt.Errorf("change %d: %w", i, err)
@@ -81,7 +94,9 @@ func (c *cell) run(t testing.TB, m *servertest.Manager, d *device, l *netlab.Lin
 		return
 	}
 	c.row.task = time.Since(began)
-	c.row.err = d.logged(ctx, m, c.changes)
+	if c.row.err = d.logged(ctx, m, c.changes); c.row.err == nil && c.named != nil && c.named.failed.Load() == 0 {
+		c.row.err = errors.New("no name failed to resolve")
+	}
 }
 
 // portal is a proxy that wants to be read first. It calls served when two
@@ -112,15 +127,16 @@ func portal(t testing.TB, served func()) uint16 {
 	return port
 }
 
-// runCells runs all cells at the same time against one manager.
-func runCells(t testing.TB, cells []*cell, limit time.Duration) {
+// runCells runs all cells at the same time against one manager, which brings
+// its log to the disk after durable.
+func runCells(t testing.TB, cells []*cell, limit, durable time.Duration) {
 	t.Helper()
-	m := newManager(t)
+	m := newManager(t, func(c *server.Config) { c.Events.Sync = config.Duration(durable) })
 	join := m.Join(len(cells))
 	var running sync.WaitGroup
 	defer running.Wait()
 	for _, c := range cells {
-		d, l := newDevice(t, join, c.vms), newLink(t, c.p)
+		d, l := makeDevice(t, join, c.vms), newLink(t, c.p)
 		running.Go(func() { c.run(t, m, d, l, limit) })
 	}
 }
@@ -159,18 +175,37 @@ func matrix() (cells []*cell) {
 			}
 		}
 	}
-	return append(cells, special(50)...)
+	return append(append(cells, special(50)...), enrolments(50)...)
+}
+
+// enrolments are the cells in which the device is not enrolled beforehand. A
+// manager does not wait for what takes 1,200 bit/s to ask.
+func enrolments(changes int) (cells []*cell) {
+	r := rates[1]
+	for _, loss := range losses[:2] {
+		p := netlab.Profile{Rate: r.rate, MTU: r.mtu, RTT: 600 * time.Millisecond, Jitter: 60 * time.Millisecond, Seed: uint64(len(cells) + 1)}
+		loss.set(&p)
+		cells = append(cells, &cell{name: r.name + ", enrolment | " + loss.name + " | 600 ms", p: p, vms: 5, changes: changes, enrol: true})
+	}
+	return cells
 }
 
 // special are the cells with another trouble than slowness.
 func special(changes int) []*cell {
+	quietly := func(f func(*netlab.Link)) func(*netlab.Link) error {
+		return func(l *netlab.Link) error { f(l); return nil }
+	}
+	silent, failing := &resolver{}, &resolver{fails: true}
 	p := netlab.Profile{Rate: 1_000_000, RTT: 50 * time.Millisecond}
 	with := func(change func(*netlab.Profile)) netlab.Profile { p := p; change(&p); return p }
 	return []*cell{
-		{name: "NAT rebinding, RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: func(l *netlab.Link) { l.Rebind(false) }},
-		{name: "NAT rebinding, silent | none | 50 ms", p: p, vms: 5, changes: changes, trouble: func(l *netlab.Link) { l.Rebind(true) }},
-		{name: "half-open | none | 50 ms", p: p, vms: 5, changes: changes, trouble: (*netlab.Link).Freeze},
-		{name: "broken by RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: (*netlab.Link).Break},
+		{name: "NAT rebinding, RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: quietly(func(l *netlab.Link) { l.Rebind(false) })},
+		{name: "NAT rebinding, silent | none | 50 ms", p: p, vms: 5, changes: changes, trouble: quietly(func(l *netlab.Link) { l.Rebind(true) })},
+		{name: "half-open | none | 50 ms", p: p, vms: 5, changes: changes, trouble: quietly((*netlab.Link).Freeze)},
+		{name: "change of address | none | 50 ms", p: p, vms: 5, changes: changes, trouble: (*netlab.Link).Readdress},
+		{name: "broken by RST | none | 50 ms", p: p, vms: 5, changes: changes, trouble: quietly((*netlab.Link).Break)},
+		{name: "broken, DNS silent for 12 s | none | 50 ms", p: p, vms: 5, changes: changes, named: silent, trouble: silent.outage},
+		{name: "broken, DNS SERVFAIL for 12 s | none | 50 ms", p: p, vms: 5, changes: changes, named: failing, trouble: failing.outage},
 		{name: "MTU black hole of 1,280 | none | 50 ms", p: with(func(p *netlab.Profile) { p.Hole = 1280 }), vms: 20, changes: changes},
 		{name: "captive HTML page | none | 50 ms", p: p, vms: 5, changes: changes, captive: true},
 	}
@@ -180,11 +215,11 @@ func special(changes int) []*cell {
 // with -netlab.full all of it.
 func TestLinks(t *testing.T) {
 	needLinks(t)
-	cells, wait := special(10), 2*time.Minute
+	cells, wait, durable := special(10), 2*time.Minute, 200*time.Millisecond
 	if *full {
-		cells, wait = matrix(), *limit
+		cells, wait, durable = matrix(), *limit, time.Second
 	} else {
-		for _, name := range []string{"9.6 kbit/s | none | 600 ms", "64 kbit/s | 5 % | 600 ms", "1 Mbit/s | 30 % | 50 ms"} {
+		for _, name := range []string{"9.6 kbit/s, enrolment | 5 % | 600 ms", "64 kbit/s | 5 % | 600 ms", "1 Mbit/s | 30 % | 50 ms"} {
 			for _, c := range matrix() {
 				if c.name == name {
 					c.vms, c.changes = 5, 10
@@ -193,7 +228,7 @@ func TestLinks(t *testing.T) {
 			}
 		}
 	}
-	runCells(t, cells, wait)
+	runCells(t, cells, wait, durable)
 	if *full {
 		table(cells)
 	}
