@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
@@ -215,6 +216,48 @@ func BenchmarkVisible(b *testing.B) {
 		wait(b, d, p)
 		if dev := d.mustDevice(b, deviceA); dev.Revision != p {
 			b.Fatalf("revision %d, want %d", dev.Revision, p)
+		}
+	}
+}
+
+// BenchmarkChange applies changes of virtual machines, one to a transaction and
+// as many as fit in: of their power, which no text index sees, and of their
+// addresses, which it does.
+func BenchmarkChange(b *testing.B) {
+	f := &bigFleet{devices: benchDevices, rnd: rand.New(rand.NewPCG(1, 2))}
+	d := openDB(b, filepath.Join(b.TempDir(), "read.db"))
+	for i := range f.devices {
+		if err := d.write(f.enrol(i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	change := map[string]func(n int) events.VMPatch{
+		"power": func(n int) events.VMPatch {
+			return events.VMPatch{Power: new([]events.PowerState{events.PowerOn, events.PowerOff}[n/f.devices%2])}
+		},
+		"address": func(n int) events.VMPatch {
+			return events.VMPatch{IPs: &[]string{fmt.Sprintf("10.%d.%d.%d", n>>16&255, n>>8&255, n&255)}}
+		},
+	}
+	for _, kind := range []string{"power", "address"} {
+		for _, size := range []int{1, batchSize} {
+			b.Run(fmt.Sprintf("%s/%d", kind, size), func(b *testing.B) {
+				n := 0
+				recs := make([]events.Record, size)
+				for b.Loop() {
+					for i := range recs {
+						n++
+						device := n % f.devices
+						recs[i] = f.decide(events.DeviceActor(fleetID(device)), events.InventorySubject(fleetID(device)),
+							events.VMChanged{VM: f.vmID(device, 1), Patch: change[kind](n)})
+					}
+					if err := d.write(recs); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "us/change")
+			})
 		}
 	}
 }

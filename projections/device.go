@@ -249,7 +249,7 @@ func scanDevice(rows *sql.Rows) (deviceRow, error) {
 func (f DeviceFilter) starts() []start {
 	const table, key, id = "devices d", "d.name_key", "d.id"
 	starts := f.Selector.starts(nil, start{
-		key: "l.name_key", id: "l.device", join: "CROSS JOIN devices d ON d.id = l.device", max: maxSorted, weight: 1,
+		key: "l.name_key", id: "l.device", join: "CROSS JOIN devices d ON d.id = l.device", max: maxFetched, weight: 1,
 	})
 	if f.Version != "" {
 		starts = column(starts, table, "devices_by_version", "d.version", key, id, []string{f.Version})

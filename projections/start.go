@@ -139,7 +139,9 @@ func (s Selector) without(i int) Selector {
 	return rest
 }
 
-// How many rows are sorted at most for one page.
+// How many rows are sorted at most for one page. The walk that is the other way
+// looks at the fewer rows the more of them match: with n of N rows at about
+// page*N/n, so that both cost the same at the root of page*N.
 const (
 	maxSorted   = 10_000 // from an index that holds all that the order needs
 	maxFetched  = 4_000  // when each has to be fetched
