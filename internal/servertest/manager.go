@@ -73,6 +73,9 @@ type Manager struct {
 	Token string
 	// API talks to it as the administrator.
 	API *client.ClientWithResponses
+	// Clock is what Run gives the manager instead of the system's clock; nil
+	// means nothing.
+	Clock func() time.Time
 
 	t testing.TB
 
@@ -128,7 +131,11 @@ func (m *Manager) Run() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	s, err := server.New(m.Config, log)
+	var options []server.Option
+	if m.Clock != nil {
+		options = append(options, server.WithClock(m.Clock))
+	}
+	s, err := server.New(m.Config, log, options...)
 	if err != nil {
 		m.t.Fatal(err)
 	}
