@@ -2,7 +2,6 @@ package faults_test
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -26,7 +25,6 @@ type process struct {
 	mu     sync.Mutex
 	env    []string
 	cmd    *exec.Cmd
-	stdin  io.Closer
 	stop   bool   // for good
 	ours   bool   // the next end is the test's doing
 	before func() // of the next start, while it is down
@@ -74,7 +72,7 @@ func (p *process) loop() {
 		cmd := exec.Command(p.argv[0], p.argv[1:]...)
 		cmd.Env = append(os.Environ(), p.env...)
 		cmd.Stdout, cmd.Stderr = out, out
-		stdin, err := cmd.StdinPipe()
+		_, err := cmd.StdinPipe()
 		if err == nil {
 			err = cmd.Start()
 		}
@@ -83,7 +81,7 @@ func (p *process) loop() {
 			p.mu.Unlock()
 			return
 		}
-		p.cmd, p.stdin, p.starts = cmd, stdin, p.starts+1
+		p.cmd, p.starts = cmd, p.starts+1
 		if p.kicked != nil {
 			close(p.kicked)
 			p.kicked = nil
@@ -137,7 +135,7 @@ func (p *process) quit() error {
 	p.stop = true
 	cmd := p.cmd
 	if cmd != nil {
-		_ = p.stdin.Close()
+		// The pipe stays: that it ends tells the fleet that the test has died.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 	}
 	p.mu.Unlock()
