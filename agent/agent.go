@@ -270,10 +270,8 @@ func (a *Agent) work(ctx context.Context, id identity.Identity, st *store.Store,
 		Device: id.Device, Version: a.c.Version, Addr: id.Enrolment.MQTT, Shared: id.Enrolment.HTTPS(),
 		TLS: tlsConfig, DialContext: a.c.DialContext, Store: st, Log: log, BackoffBase: a.c.BackoffBase, BackoffCap: a.c.BackoffCap,
 		Tasks: tasks.Submit, Cancel: tasks.Cancel, Resync: reporter.Resync,
+		Clock: a.clock.set,
 		Welcome: func(w wire.Welcome) {
-			if !w.Time.IsZero() {
-				a.clock.set(w.Time)
-			}
 			reporter.SetReconcile(time.Duration(w.Settings.Reconcile) * time.Second)
 		},
 	})

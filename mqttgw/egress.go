@@ -84,7 +84,7 @@ func (g *Gateway) sendTasks(id events.DeviceID, tasks []commands.Task) error {
 		out = append(out, wire.Task{ID: u, Kind: string(t.Kind), VM: string(t.VM), Deadline: t.Deadline.UTC()})
 	}
 	for part := range slices.Chunk(out, wire.MaxTasks) {
-		if err := g.publish(id, wire.Down{Tasks: part}); err != nil {
+		if err := g.publish(id, wire.Down{Tasks: part, Time: g.now().UTC()}); err != nil {
 			return fmt.Errorf("send tasks to %s: %w", id, err)
 		}
 	}

@@ -35,7 +35,8 @@ type Config struct {
 	Store       *store.Store
 	Log         *slog.Logger
 
-	// Welcome hears the manager's clock and settings.
+	// Clock hears the manager's clock, Welcome its settings.
+	Clock   func(time.Time)
 	Welcome func(wire.Welcome)
 	// Tasks and Cancel take work; after an error the manager sends it again.
 	Tasks  func([]wire.Task) error
@@ -71,8 +72,8 @@ type Link struct {
 // New checks the configuration.
 func New(c Config) (*Link, error) {
 	if c.Device == "" || c.Addr == "" || c.TLS == nil || c.Store == nil || c.Log == nil ||
-		c.Welcome == nil || c.Tasks == nil || c.Cancel == nil || c.Resync == nil {
-		return nil, errors.New("link: Device, Addr, TLS, Store, Log and the four functions are needed")
+		c.Clock == nil || c.Welcome == nil || c.Tasks == nil || c.Cancel == nil || c.Resync == nil {
+		return nil, errors.New("link: Device, Addr, TLS, Store, Log and the five functions are needed")
 	}
 	if c.DialContext == nil {
 		c.DialContext = Dialer().DialContext

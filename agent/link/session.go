@@ -401,6 +401,11 @@ func (s *session) down(d wire.Down) error {
 			s.l.c.Log.Log(context.Background(), s.l.level(err), "cancel not taken", "error", err)
 		}
 	}
+	if !d.Time.IsZero() {
+		if err := s.clock(d.Time); err != nil {
+			return err
+		}
+	}
 	if len(d.Tasks) > 0 {
 		if err := s.l.c.Tasks(d.Tasks); err != nil {
 			s.l.c.Log.Log(context.Background(), s.l.level(err), "task not taken", "error", err)
@@ -409,17 +414,26 @@ func (s *session) down(d wire.Down) error {
 	return nil
 }
 
-func (s *session) welcome(w wire.Welcome) error {
-	if end := s.c.expires(s.l.c.TLS.Certificates); w.Time.After(end) {
+// clock takes over the manager's time.
+func (s *session) clock(t time.Time) error {
+	if end := s.c.expires(s.l.c.TLS.Certificates); t.After(end) {
 		// At that time the manager would not be talking to this device. Once
 		// believed, it could not be corrected any more: every certificate
 		// would have expired.
-		s.l.c.Log.Error("the manager's clock is wrong; its time is ignored", "manager_time", w.Time, "certificates_until", end)
-		w.Time = time.Time{}
+		s.l.c.Log.Error("the manager's clock is wrong; its time is ignored", "manager_time", t, "certificates_until", end)
+		return nil
 	}
+	if err := s.l.c.Store.SetClock(t); err != nil {
+		return stored(err)
+	}
+	s.l.c.Clock(t)
+	return nil
+}
+
+func (s *session) welcome(w wire.Welcome) error {
 	if !w.Time.IsZero() {
-		if err := s.l.c.Store.SetClock(w.Time); err != nil {
-			return stored(err)
+		if err := s.clock(w.Time); err != nil {
+			return err
 		}
 	}
 	s.l.c.Welcome(w)

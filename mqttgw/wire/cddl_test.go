@@ -55,7 +55,7 @@ func TestCDDLNamesEveryField(t *testing.T) {
 			if l.name != name {
 				t.Errorf("%s: key %s is called %q, want %q", rule, key, l.name, name)
 			}
-			if want := strings.Contains(options, "omitempty"); l.optional != want {
+			if want := strings.Contains(options, "omit"); l.optional != want {
 				t.Errorf("%s: key %s (%s) is optional: %v, want %v", rule, key, name, l.optional, want)
 			}
 			delete(lines, key)

@@ -158,6 +158,7 @@ func goldens() []golden {
 		}}},
 		{name: "down-receipt", down: &wire.Down{Version: 1, Receipt: &wire.Receipt{Epoch: 6021234567890123, Seq: 19}}},
 		{name: "down-tasks", down: &wire.Down{Version: 1, Tasks: []wire.Task{{ID: golTask, Kind: wire.TaskVMPowerOn, VM: golVM().ID, Deadline: golTime.Add(15 * time.Minute)}}}},
+		{name: "down-tasks-time", down: &wire.Down{Version: 1, Time: golTime, Tasks: []wire.Task{{ID: golTask, Kind: wire.TaskVMPowerOn, VM: golVM().ID, Deadline: golTime.Add(15 * time.Minute)}}}},
 		{name: "down-cancels", down: &wire.Down{Version: 1, Cancels: []uuid.UUID{golTask}}},
 		{name: "down-resend", down: &wire.Down{Version: 1, Resend: &wire.Resend{Epoch: 6021234567890123, Seq: 18}}},
 		{name: "down-resync", down: &wire.Down{Version: 1, Resync: true}},
@@ -306,7 +307,7 @@ func futures(t testing.TB) map[string]future {
 			},
 		})},
 		"down": {"down", mustCBOR(t, m{
-			1: 1, 4: []any{m{1: golTask[:], 2: "vm.migrate", 4: 1.5, 5: "to"}}, 10: m{1: 2}, 2: m{1: 1, 2: 3, 3: m{1: 64, 2: 1, 3: 1, 4: 1, 6: "q"}},
+			1: 1, 4: []any{m{1: golTask[:], 2: "vm.migrate", 4: 1.5, 5: "to"}}, 99: m{1: 2}, 2: m{1: 1, 2: 3, 3: m{1: 64, 2: 1, 3: 1, 4: 1, 6: "q"}},
 		})},
 	}
 }

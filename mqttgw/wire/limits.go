@@ -50,7 +50,7 @@ func (u Up) validate() error {
 	return nil
 }
 
-func (d Down) validate() error {
+func (d *Down) validate() error {
 	if d.Version < 1 {
 		return fmt.Errorf("version %d: %w", d.Version, ErrVersion)
 	}
@@ -59,6 +59,9 @@ func (d Down) validate() error {
 	}
 	if d.Welcome != nil && !tidy(&d.Welcome.Time) {
 		return fmt.Errorf("welcome: time beyond year 9999: %w", ErrMalformed)
+	}
+	if !d.Time.IsZero() && !tidy(&d.Time) {
+		return fmt.Errorf("time beyond year 9999: %w", ErrMalformed)
 	}
 	for i := range d.Tasks {
 		t := &d.Tasks[i]

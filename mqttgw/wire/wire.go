@@ -36,6 +36,10 @@ type Down struct {
 	Welcome *Welcome `cbor:"2,keyasint,omitempty" json:"welcome"`
 	Receipt *Receipt `cbor:"3,keyasint,omitempty" json:"receipt"`
 	Tasks   []Task   `cbor:"4,keyasint,omitempty" json:"tasks"`
+	// Time is the manager's clock, by which the deadlines of Tasks are to be
+	// judged: it may have been set since the Welcome. The zero value, from older
+	// managers, says nothing.
+	Time time.Time `cbor:"10,keyasint,omitzero" json:"time,omitzero"`
 	// Cancels are tasks not to begin. A device answers each with a TaskState, also
 	// one that it does not know.
 	Cancels []uuid.UUID `cbor:"5,keyasint,omitempty" json:"cancels"`
