@@ -1,7 +1,12 @@
 package server_test
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -9,9 +14,11 @@ import (
 
 	"pallas/agent/hypervisor/fake"
 	"pallas/events"
+	"pallas/internal/client"
 	"pallas/internal/config"
 	"pallas/internal/server"
 	"pallas/internal/servertest"
+	"pallas/mqttgw/wire"
 )
 
 // wallClock is a clock that can be set while the machine runs.
@@ -76,4 +83,129 @@ func TestCertificateEnds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestClockIsSet sets the manager's clock forth and back by hours while devices
+// report and do tasks: nothing is lost, doubled or out of order, no task ends
+// but by its deadline, and nobody is taken for gone.
+func TestClockIsSet(t *testing.T) {
+	const devices, rounds = 3, 3
+	var clock wallClock
+	m := servertest.New(t, func(c *server.Config) { c.Devices.Grace = config.Duration(time.Minute) })
+	m.Clock = clock.Now
+	m.Run()
+	join := m.Join(devices)
+	fleet := make([]device, devices)
+	for i := range fleet {
+		h := fake.Sample(fmt.Sprintf("host-%02d", i), 2)
+		fleet[i] = device{host: h, a: startAgent(t, fmt.Sprint("agent ", i), join, h)}
+	}
+	servertest.Eventually(t, time.Minute, func() error { return connected(m, devices) })
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var load sync.WaitGroup
+	made := make([]int, devices)
+	for i, d := range fleet {
+		load.Go(func() {
+			for ; ctx.Err() == nil; made[i]++ {
+				name := fmt.Sprintf("change-%d-%d", i, made[i])
+				d.host.PutVM(wire.VM{ID: name, Name: name, Power: wire.PowerOff, Tools: wire.ToolsNotRunning})
+				pause(ctx, 30*time.Millisecond)
+			}
+		})
+	}
+	var asked []string
+	late := make(map[string]bool) // the clock was set past its deadline, perhaps before the device took it
+	clocks := []time.Duration{6 * time.Hour, 0, -6 * time.Hour, 0, 6 * time.Hour, -6 * time.Hour, 0}
+	for round, ahead := range clocks {
+		clock.set(ahead)
+		for i, d := range fleet {
+			for n := range rounds {
+				vm := fmt.Sprintf("task-%d-%d-%d", i, round, n)
+				d.host.PutVM(wire.VM{ID: vm, Name: vm, Power: wire.PowerOff, Tools: wire.ToolsNotRunning})
+				id, err := powerOn(t.Context(), m, d.a.Device(), vm, "key-"+vm)
+				if err != nil {
+					t.Fatalf("clock at %v: %v", ahead, err)
+				}
+				asked = append(asked, id)
+				late[id] = round%2 == 1 && clocks[round+1] > ahead
+			}
+		}
+		if round%2 == 0 { // else the clock is set while they run
+			for _, id := range asked {
+				if task := taskIs(t, m, id, client.TaskStatusSucceeded, client.TaskStatusFailed, client.TaskStatusRejected, client.TaskStatusExpired); task.Status != client.TaskStatusSucceeded && (task.Status != client.TaskStatusExpired || !late[id]) {
+					t.Fatalf("clock at %v: task %s is %s: %s", ahead, id, task.Status, text(task.Message))
+				}
+			}
+		}
+	}
+	cancel()
+	load.Wait()
+	servertest.Eventually(t, time.Minute, func() error { return cmp.Or(noOpenTasks(m), nothingPending(fleet)) })
+	m.Stop()
+
+	store, done := m.OpenLog()
+	defer done()
+	outcomes := make(map[events.TaskID][]string)
+	seen, last := make(map[events.VMID]int), make(map[events.Subject]events.Report)
+	presence := 0
+	for _, r := range servertest.Records(t, store) {
+		for _, e := range r.Entries {
+			if e.Report != nil {
+				if before := last[r.Subject]; e.Report.Seq < before.Seq {
+					t.Errorf("report %v after %v at position %d", *e.Report, before, r.Position)
+				}
+				last[r.Subject] = *e.Report
+			}
+			switch e := e.Event.(type) {
+			case events.VMObserved:
+				seen[e.VM.ID]++
+			case events.DeviceConnected, events.DeviceLost:
+				presence++
+			case events.TaskSucceeded:
+				outcomes[e.Task] = append(outcomes[e.Task], e.Type())
+			case events.TaskFailed:
+				outcomes[e.Task] = append(outcomes[e.Task], e.Type())
+			case events.TaskRejected:
+				outcomes[e.Task] = append(outcomes[e.Task], e.Type())
+			case events.TaskExpired:
+				outcomes[e.Task] = append(outcomes[e.Task], e.Type())
+			}
+		}
+	}
+	for i, d := range fleet {
+		for n := range made[i] {
+			if c := seen[events.VMID(fmt.Sprintf("change-%d-%d", i, n))]; c != 1 {
+				t.Errorf("device %d: change %d is %d times in the log", i, n, c)
+			}
+		}
+		ran := make(map[string]int)
+		for _, task := range d.host.Runs() {
+			if ran[task.ID.String()]++; ran[task.ID.String()] > 1 {
+				t.Errorf("task %s ran again", task.ID)
+			}
+		}
+	}
+	for _, id := range asked {
+		got := outcomes[events.TaskID(id)]
+		if !slices.Equal(got, []string{"TaskSucceeded"}) && (!late[id] || !slices.Equal(got, []string{"TaskExpired"})) {
+			t.Errorf("task %s ended as %v", id, got)
+		}
+	}
+	if presence != devices {
+		t.Errorf("%d events of presence, want the first connects of %d devices", presence, devices)
+	}
+	if live, rebuilt := m.LiveHash(), m.RebuiltHash(store); live != rebuilt {
+		t.Errorf("the rebuilt read model is not the live one")
+	}
+}
+
+func nothingPending(fleet []device) error {
+	for i, d := range fleet {
+		if n := d.a.Stats().Pending; n > 0 {
+			return fmt.Errorf("device %d has %d reports without a receipt", i, n)
+		}
+	}
+	return nil
 }
