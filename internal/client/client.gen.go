@@ -2117,7 +2117,7 @@ type ListDevicesParams struct {
 	// Selector Label selector over the device's labels, in the grammar of Kubernetes: a=b, a!=b, a in (x,y), a notin (x,y), a, !a; commas mean and.
 	Selector *string `form:"selector,omitempty" json:"selector,omitempty"`
 
-	// Q Text that must be part of a name or another identifying field. Case does not matter.
+	// Q Text that must be part of a name or another identifying field, or that an id begins with. Case does not matter.
 	Q *string `form:"q,omitempty" json:"q,omitempty"`
 
 	// Sort Order of the list.
@@ -2372,7 +2372,7 @@ type ListVmsParams struct {
 	// Selector Label selector over the device's labels, in the grammar of Kubernetes: a=b, a!=b, a in (x,y), a notin (x,y), a, !a; commas mean and.
 	Selector *string `form:"selector,omitempty" json:"selector,omitempty"`
 
-	// Q Text that must be part of a name or another identifying field. Case does not matter.
+	// Q Text that must be part of a name or another identifying field, or that an id begins with. Case does not matter.
 	Q *string `form:"q,omitempty" json:"q,omitempty"`
 
 	// Sort Order of the list.

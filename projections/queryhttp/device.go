@@ -28,7 +28,7 @@ func (p DevicePath) id() (events.DeviceID, error) {
 // Labelled holds the parameters that pick by labels and text.
 type Labelled struct {
 	Selector string `query:"selector" maxLength:"4096" example:"site=fra,role in (pos,kiosk)" doc:"Label selector over the device's labels, in the grammar of Kubernetes: a=b, a!=b, a in (x,y), a notin (x,y), a, !a; commas mean and."`
-	Text     string `query:"q" maxLength:"256" example:"shop-00" doc:"Text that must be part of a name or another identifying field. Case does not matter."`
+	Text     string `query:"q" maxLength:"256" example:"shop-00" doc:"Text that must be part of a name or another identifying field, or that an id begins with. Case does not matter."`
 }
 
 // Sorted holds the parameter for the order of a list by names.
