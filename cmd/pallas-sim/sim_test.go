@@ -56,9 +56,15 @@ func TestProcesses(t *testing.T) {
 		"--data", filepath.Join(dir, "data"), "--join-file", join, "--metrics-token-file", token,
 	}
 	for _, churn := range []string{"0", "3"} {
-		var out, progress bytes.Buffer
-		if code := run(t.Context(), append(args, "--churn", churn), &out, &progress); code != 0 {
-			t.Fatalf("exit code %d: %s", code, &progress)
+		var out bytes.Buffer
+		progress, err := os.Create(filepath.Join(dir, "progress-"+churn)) // a file, because several processes write to it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer progress.Close()
+		if code := run(t.Context(), append(args, "--churn", churn), &out, progress); code != 0 {
+			text, _ := os.ReadFile(progress.Name())
+			t.Fatalf("exit code %d: %s", code, text)
 		}
 		var at int64
 		var r *result
@@ -378,12 +384,15 @@ func TestSignal(t *testing.T) {
 
 // watched calls seen when a text was written.
 type watched struct {
+	mu sync.Mutex // several processes write
 	io.Writer
 	text string
 	seen func()
 }
 
 func (w *watched) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if strings.Contains(string(b), w.text) {
 		w.seen()
 	}

@@ -102,7 +102,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	s.log.Info("memory limit", "bytes", setMemoryLimit(s.cfg.Memory))
 	if s.ca, err = pki.Load(pkiDir(s.cfg)); err != nil {
 		return fmt.Errorf("load the CA: %w", err)
 	}
@@ -144,6 +143,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.mqttAddr, err = s.publicMQTT(broker.MQTTAddr()); err != nil {
 		return err
 	}
+	s.log.Info("memory limit", "bytes", setMemoryLimit(s.cfg.Memory))
 	web, passMQTT := listener, func(context.Context) error { return nil }
 	if s.cfg.HTTP.MQTT {
 		shared := broker.Share(listener)

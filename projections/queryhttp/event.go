@@ -224,11 +224,17 @@ func (h *Handlers) stream(ctx context.Context, w http.ResponseWriter, q eventQue
 	}
 	// Joined before the past is read: nothing is missed in between.
 	s, err := h.tail.join(ctx, q)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return
+	case err != nil:
 		cutOff(ctx, err)
 	}
 	defer h.tail.leave(s)
-	if err := h.past(ctx, s, write); err != nil {
+	switch err := h.past(ctx, s, write); {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
 		cutOff(ctx, err) // the client comes back with Last-Event-ID
 	}
 	var text []byte
