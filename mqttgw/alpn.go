@@ -128,6 +128,12 @@ func (s *Shared) Run(ctx context.Context) error {
 			return nil
 		}
 		c, err := s.l.Accept()
+		if err == nil && crowded(c, s.broker.maxFiles) {
+			<-s.slots
+			_ = c.Close()
+			s.broker.refuse("files")
+			continue
+		}
 		if err == nil {
 			failures = 0
 			s.conns.Go(func() {

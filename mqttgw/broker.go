@@ -78,7 +78,8 @@ type BrokerConfig struct {
 	// Sync is the interval of fsync: what a power cut can take. 0 means to
 	// sync before each write is acknowledged.
 	Sync time.Duration
-	// MaxConn bounds connections; 0 means 200,000.
+	// MaxConn bounds connections; 0 means 200,000, or as many as the process may
+	// have open files, less some for everything else.
 	MaxConn int
 	// UserTimeout is how long sent bytes may stay unacknowledged by a device's
 	// TCP before its connection is closed; 0 means 2 minutes. It bounds what a
@@ -105,6 +106,8 @@ type Broker struct {
 	open  atomic.Bool // whether the door lets anybody in
 	fault *storeFault
 
+	maxFiles int // that connections may take the process to
+
 	mu    sync.Mutex
 	srv   *server.Server
 	opts  *server.Options
@@ -117,13 +120,14 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	files := maxFiles()
 	if cfg.MaxConn == 0 {
-		cfg.MaxConn = 200_000
+		cfg.MaxConn = min(200_000, files)
 	}
 	if cfg.UserTimeout == 0 {
 		cfg.UserTimeout = 2 * time.Minute
 	}
-	b := &Broker{cfg: cfg, meter: newMeter(), gate: newAdmission(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+	b := &Broker{cfg: cfg, maxFiles: files, meter: newMeter(), gate: newAdmission(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
@@ -341,6 +345,10 @@ func (b *Broker) tlsConfig() *tls.Config {
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if !b.open.Load() {
 			return nil, errClosedDoor
+		}
+		if crowded(hello.Conn, b.maxFiles) {
+			b.refuse("files")
+			return nil, errNoFiles
 		}
 		if err := b.gate.enter(hello.Context(), peer(hello.Conn)); err != nil {
 			return nil, err

@@ -111,7 +111,16 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("http.listen: %w", err)
 	}
-	defer listener.Close() //nolint:errcheck // closed by the HTTP server as well
+	defer func() { _ = listener.Close() }() // by the HTTP server as well
+	// It must not be open before the broker's port: all devices that come back
+	// would choose it. A port that was picked just now nobody knows.
+	_, port, err := net.SplitHostPort(s.cfg.HTTP.Listen)
+	if err != nil {
+		return fmt.Errorf("http.listen: %w", err)
+	}
+	if port != "0" {
+		_ = listener.Close()
+	}
 	var debug net.Listener
 	if s.cfg.Debug.Listen != "" {
 		if debug, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Debug.Listen); err != nil {
@@ -144,6 +153,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("memory limit", "bytes", setMemoryLimit(s.cfg.Memory))
+	if port != "0" {
+		again, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.HTTP.Listen)
+		if err != nil {
+			return fmt.Errorf("http.listen: %w", err)
+		}
+		listener = again
+	}
 	web, passMQTT := listener, func(context.Context) error { return nil }
 	if s.cfg.HTTP.MQTT {
 		shared := broker.Share(listener)
