@@ -1,15 +1,14 @@
 package commands
 
 import (
-	"maps"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 // Limits of what a command may say.
@@ -17,8 +16,6 @@ const (
 	MaxName       = 253     // runes of a name
 	MaxReason     = 1024    // bytes of a reason
 	MaxText       = 4 << 10 // bytes of any text that a device reports
-	MaxLabels     = 64      // labels of one object
-	MaxLabelValue = 63      // characters of a label value, and of a key's name part
 	MaxVMs        = 2000    // virtual machines of one host
 	MaxItems      = 512     // disks, NICs, addresses, datastores, networks of one object
 	MaxOpenTasks  = 1000    // open tasks of one device
@@ -65,32 +62,10 @@ func checkText(field, s string, limit int) *Error {
 	return nil
 }
 
-var (
-	labelPart   = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
-	labelPrefix = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-)
-
-// checkLabels accepts labels as Kubernetes does: a key is a name of up to 63
-// characters, optionally after a DNS prefix and a slash; a value is empty or
-// like a name.
-func checkLabels(labels map[string]string) *Error {
-	if len(labels) > MaxLabels {
-		return invalid("labels", "%d labels: give at most %d", len(labels), MaxLabels)
-	}
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		name := k
-		if prefix, rest, ok := strings.Cut(k, "/"); ok {
-			if len(prefix) > MaxName || !labelPrefix.MatchString(prefix) {
-				return invalid("labels", "key %q: the part before the slash must be a lower-case DNS name", clip(k))
-			}
-			name = rest
-		}
-		if !labelPart.MatchString(name) {
-			return invalid("labels", "key %q: want 1 to %d letters, digits, '-', '_' or '.', with a letter or digit at both ends", clip(k), MaxLabelValue)
-		}
-		if v := labels[k]; v != "" && !labelPart.MatchString(v) {
-			return invalid("labels", "value %q of %q: want at most %d letters, digits, '-', '_' or '.', with a letter or digit at both ends, or nothing", clip(v), clip(k), MaxLabelValue)
-		}
+// checkLabels accepts labels as Kubernetes does.
+func checkLabels(m map[string]string) *Error {
+	if err := labels.Check(m); err != nil {
+		return invalid("labels", "%s", err)
 	}
 	return nil
 }

@@ -248,7 +248,7 @@ func scanDevice(rows *sql.Rows) (deviceRow, error) {
 // starts are the ways to begin the list.
 func (f DeviceFilter) starts() []start {
 	const table, key, id = "devices d", "d.name_key", "d.id"
-	starts := f.Selector.starts(nil, start{
+	starts := selectorStarts(f.Selector, start{
 		key: "l.name_key", id: "l.device", join: "CROSS JOIN devices d ON d.id = l.device", max: maxFetched, weight: 1,
 	})
 	if f.Version != "" {
@@ -288,7 +288,7 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	key, id := "d.name_key", "d.id"
 	switch {
 	case from != nil:
-		sel = sel.without(from.requirement)
+		sel = sel.Without(from.requirement)
 		q.and(from.cond, from.args...)
 		if from.ordered() {
 			key, id = from.key, from.id
@@ -308,7 +308,7 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	if f.Version != "" {
 		q.and("d.version = ?", f.Version)
 	}
-	sel.where(&q, "d.id")
+	q.selects(sel, "d.id")
 	if f.Text != "" {
 		q.textIn(fold(f.Text), "d.id", "d.name_key", "d.host_key")
 	}

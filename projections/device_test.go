@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 // device returns the row of a device.
@@ -92,9 +93,9 @@ func TestDeviceEvents(t *testing.T) {
 			}
 			// The labels that lists are selected by are the same ones.
 			for _, key := range []string{"site", "role"} {
-				s, err := ParseSelector(key + "=" + want.Labels[key])
+				s, err := labels.Parse(key + "=" + want.Labels[key])
 				if want.Labels[key] == "" {
-					s, err = ParseSelector("!" + key)
+					s, err = labels.Parse("!" + key)
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -176,7 +177,7 @@ func fleetID(i int) events.DeviceID {
 
 func mustSelector(t testing.TB, s string) Selector {
 	t.Helper()
-	sel, err := ParseSelector(s)
+	sel, err := labels.Parse(s)
 	if err != nil {
 		t.Fatal(err)
 	}

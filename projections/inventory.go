@@ -217,7 +217,7 @@ func (f VMFilter) starts() []start {
 	if f.Device != "" {
 		return column(nil, table, "vms_by_device", "v.device", key, id, []events.DeviceID{f.Device})
 	}
-	starts := f.Selector.starts(nil, start{
+	starts := selectorStarts(f.Selector, start{
 		join: "CROSS JOIN vms v INDEXED BY vms_by_device ON v.device = l.device", max: maxSorted / vmsOfDevice, weight: vmsOfDevice,
 	})
 	starts = column(starts, table, "vms_by_power", "v.power", key, id, f.Power)
@@ -252,7 +252,7 @@ func (f VMFilter) query(size sizer) (query, error) {
 	sel := f.Selector
 	switch {
 	case from != nil:
-		sel = sel.without(from.requirement)
+		sel = sel.Without(from.requirement)
 		q.and(from.cond, from.args...)
 		if from.ordered() {
 			q.from = vmColumns + " FROM " + from.from + names
@@ -270,7 +270,7 @@ func (f VMFilter) query(size sizer) (query, error) {
 	}
 	in(&q, "v.power", f.Power)
 	in(&q, "v.tools", f.Tools)
-	sel.where(&q, "v.device")
+	q.selects(sel, "v.device")
 	if f.Text != "" {
 		q.textIn(fold(f.Text), "v.id", "v.name_key", "lower(v.guest_name)", "lower(v.hostname)", "lower(v.ips)")
 	}

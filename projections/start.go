@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"strings"
+
+	"pallas/events/labels"
 )
 
 // start is a way to begin with some rows of a list: by an index that holds
@@ -102,41 +104,31 @@ func column[T ~string](starts []start, table, index, column, key, id string, val
 	return append(starts, s)
 }
 
-// starts adds a start for each of the selector's requirements that devices
+// selectorStarts returns a start for each of the selector's requirements that devices
 // meet by having a label.
-func (s Selector) starts(starts []start, with start) []start {
-	for i, r := range s.requirements {
-		if r.op != opExists && r.op != opEqual && r.op != opIn {
+func selectorStarts(s Selector, with start) (starts []start) {
+	for i, r := range s.Requirements() {
+		if r.Op != labels.Exists && r.Op != labels.Equal && r.Op != labels.In {
 			continue
 		}
 		t := with
 		t.requirement = i
-		t.from, t.cond, t.args = "device_labels l INDEXED BY device_labels_by_value", "l.key = ?", []any{r.key}
-		switch len(r.values) {
+		t.from, t.cond, t.args = "device_labels l INDEXED BY device_labels_by_value", "l.key = ?", []any{r.Key}
+		switch len(r.Values) {
 		case 0:
 			t.key = ""
 		case 1:
 			t.cond += " AND l.value = ?"
 		default:
 			t.key = ""
-			t.cond += " AND l.value IN (?" + strings.Repeat(",?", len(r.values)-1) + ")"
+			t.cond += " AND l.value IN (?" + strings.Repeat(",?", len(r.Values)-1) + ")"
 		}
-		for _, v := range r.values {
+		for _, v := range r.Values {
 			t.args = append(t.args, v)
 		}
 		starts = append(starts, t)
 	}
 	return starts
-}
-
-// without returns the selector without one of its requirements.
-func (s Selector) without(i int) Selector {
-	if i < 0 {
-		return s
-	}
-	var rest Selector
-	rest.requirements = append(append(rest.requirements, s.requirements[:i]...), s.requirements[i+1:]...)
-	return rest
 }
 
 // How many rows are sorted at most for one page. The walk that is the other way

@@ -12,6 +12,7 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/httpapi"
 )
 
@@ -46,7 +47,7 @@ func (p LabelPatch) MarshalJSON() ([]byte, error) { return json.Marshal(p.set) }
 
 // Schema describes the patch.
 func (LabelPatch) Schema(huma.Registry) *huma.Schema {
-	limit, length := commands.MaxLabels, commands.MaxLabelValue
+	limit, length := labels.Max, labels.MaxValue
 	value := &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: &length}
 	value.PrecomputeMessages()
 	return &huma.Schema{
@@ -57,10 +58,10 @@ func (LabelPatch) Schema(huma.Registry) *huma.Schema {
 
 func (p LabelPatch) empty() bool { return !p.clear && p.set == nil }
 
-func (p LabelPatch) apply(labels map[string]string) map[string]string {
+func (p LabelPatch) apply(old map[string]string) map[string]string {
 	out := map[string]string{}
 	if !p.clear {
-		maps.Copy(out, labels)
+		maps.Copy(out, old)
 	}
 	for k, v := range p.set {
 		if v == nil {

@@ -20,7 +20,7 @@ type pkg struct {
 // layer gives the layer of a package of ours; imports point down only. The
 // longest matching prefix counts.
 var layer = map[string]int{
-	"pallas/mqttgw/wire": 1, "pallas/mqttgw/pki": 1, "pallas/events": 1, "pallas/events/merkle": 1, "pallas/schema": 1,
+	"pallas/mqttgw/wire": 1, "pallas/mqttgw/pki": 1, "pallas/events": 1, "pallas/events/labels": 0, "pallas/events/merkle": 1, "pallas/schema": 1,
 	"pallas/internal/config": 1, "pallas/internal/netlab": 1, "pallas/internal/client": 1, "pallas/internal/version": 1,
 	"pallas/agent/hypervisor": 1, // speaks the inventory of mqttgw/wire
 	"pallas/commands":         2, "pallas/projections": 2, "pallas/events/jsstore": 2, "pallas/events/eventstest": 2,

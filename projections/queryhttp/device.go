@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -63,7 +64,7 @@ func (h *Handlers) registerDevices(api huma.API) {
 }
 
 func (h *Handlers) listDevices(ctx context.Context, in *listDevicesInput) (*List[httpapi.Device], error) {
-	sel, err := selector(in.Selector)
+	sel, err := labels.Parse(in.Selector)
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -164,7 +165,7 @@ func one[T any](position, revision uint64, c Conditional, body T) *One[T] {
 // mapError returns the problem of an error of the read model.
 func mapError(ctx context.Context, err error) error {
 	var field *projections.FieldError
-	var selector *projections.SelectorError
+	var selector *labels.SyntaxError
 	switch {
 	case errors.As(err, &field):
 		return httpapi.Invalid("query."+field.Field, field.Message)
@@ -176,11 +177,6 @@ func mapError(ctx context.Context, err error) error {
 		return httpapi.NewProblem(httpapi.KindUnavailable, "the read model is not available now")
 	}
 	return httpapi.MapError(ctx, err)
-}
-
-// selector parses a label selector.
-func selector(s string) (projections.Selector, error) {
-	return projections.ParseSelector(s)
 }
 
 // as converts the words of a parameter; its enum has checked them.

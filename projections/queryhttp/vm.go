@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -42,7 +43,7 @@ func (h *Handlers) listVMs(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	sel, err := selector(in.Selector)
+	sel, err := labels.Parse(in.Selector)
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}
