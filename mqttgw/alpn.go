@@ -55,18 +55,21 @@ type Shared struct {
 	shut    func()        // closes that
 	unbind  func() error  // closes the listener
 	dials   atomic.Uint32
-	live    atomic.Int64
 	conns   sync.WaitGroup
+
+	mu       sync.Mutex
+	passages map[*spliced]struct{}
 }
 
 // Share takes over a TCP listener. Its connections are accepted while Run runs.
 func (b *Broker) Share(l net.Listener) *Shared {
 	s := &Shared{
 		l: l, broker: b, timeout: peekTimeout, linger: lingerTimeout, target: b.mqttTarget,
-		web: make(chan net.Conn), slots: make(chan struct{}, maxPeeks), closed: make(chan struct{}),
+		web: make(chan net.Conn), slots: make(chan struct{}, maxPeeks), closed: make(chan struct{}), passages: make(map[*spliced]struct{}),
 	}
 	s.shut = sync.OnceFunc(func() { close(s.closed) })
 	s.unbind = sync.OnceValue(l.Close)
+	b.shared.Store(s)
 	return s
 }
 
@@ -107,7 +110,23 @@ func (s *Shared) Close() error {
 }
 
 // Conns returns the number of connections that are passed to the broker.
-func (s *Shared) Conns() int { return int(s.live.Load()) }
+func (s *Shared) Conns() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.passages)
+}
+
+// giveUp closes one of the connections that are passed to the broker, for the
+// files that it holds.
+func (s *Shared) giveUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.passages {
+		delete(s.passages, p) // another one the next time
+		p.shut()
+		return
+	}
+}
 
 // Run serves until ctx is done or the listener is closed, which is no error. On
 // its way out it closes the connections that it passes to the broker and waits
@@ -128,7 +147,7 @@ func (s *Shared) Run(ctx context.Context) error {
 			return nil
 		}
 		c, err := s.l.Accept()
-		if err == nil && crowded(c, s.broker.maxFiles) {
+		if err == nil && crowded(c, int(s.broker.maxFiles.Load())) {
 			<-s.slots
 			_ = c.Close()
 			s.broker.refuse("files")
@@ -256,13 +275,17 @@ func (s *Shared) pass(ctx context.Context, outer *net.TCPConn, hello []byte) err
 	socket := s.broker.meter.await(from, outer)
 	sp := &spliced{outer: outer, inner: inner, linger: s.linger, stall: s.broker.cfg.UserTimeout}
 	stop := context.AfterFunc(ctx, sp.shut)
-	s.live.Add(1)
+	s.mu.Lock()
+	s.passages[sp] = struct{}{}
+	s.mu.Unlock()
 	end := func() {
 		stop()
 		s.broker.meter.read(socket)
 		sp.shut()
 		s.broker.origins.remove(from)
-		s.live.Add(-1)
+		s.mu.Lock()
+		delete(s.passages, sp)
+		s.mu.Unlock()
 	}
 	if err := sp.write(inner, hello); err != nil {
 		end()

@@ -106,7 +106,8 @@ type Broker struct {
 	open  atomic.Bool // whether the door lets anybody in
 	fault *storeFault
 
-	maxFiles int // that connections may take the process to
+	maxFiles atomic.Int64 // that connections may take the process to
+	shared   atomic.Pointer[Shared]
 
 	mu    sync.Mutex
 	srv   *server.Server
@@ -127,10 +128,11 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 	if cfg.UserTimeout == 0 {
 		cfg.UserTimeout = 2 * time.Minute
 	}
-	b := &Broker{cfg: cfg, maxFiles: files, meter: newMeter(), gate: newAdmission(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+	b := &Broker{cfg: cfg, meter: newMeter(), gate: newAdmission(), keys: make(map[string]nkeys.KeyPair), conns: make(map[*nats.Conn]string), refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pallas_device_refused_total",
 		Help: "Connections and packets of devices that were turned away, by reason.",
 	}, []string{"reason"})}
+	b.maxFiles.Store(int64(files))
 	b.fault = &storeFault{done: make(chan struct{})}
 	b.log = &serverLog{log: cfg.Log, refused: b.refuse, origins: &b.origins, fault: b.fault}
 	switch {
@@ -346,7 +348,13 @@ func (b *Broker) tlsConfig() *tls.Config {
 		if !b.open.Load() {
 			return nil, errClosedDoor
 		}
-		if crowded(hello.Conn, b.maxFiles) {
+		if crowded(hello.Conn, int(b.maxFiles.Load())) {
+			// A device that came through the shared port holds three files, and
+			// finds this one by itself. Without that, those that came there while
+			// the manager started could keep others out for long.
+			if s := b.shared.Load(); s != nil && !b.origins.passed(peer(hello.Conn)) {
+				s.giveUp()
+			}
 			b.refuse("files")
 			return nil, errNoFiles
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -85,10 +86,37 @@ func (c *conn) expires(own []tls.Certificate) time.Time {
 	return end
 }
 
-// avoidFor is how long a manager's own port is left alone that did not let this
-// device through. Then it is tried again with the next connection: on the shared
-// port a connection costs the manager about twice as much.
-const avoidFor = time.Hour
+// A manager's own port that did not let this device through is left alone for
+// longer than the longest pause between two attempts, and then, as long as it
+// does not, for twice as long each time: on the shared port a connection costs
+// the manager about twice as much and three files instead of one, but a look at
+// a port that is blocked costs bytes.
+const (
+	minAvoid = 2 * time.Minute
+	maxAvoid = 6 * time.Hour
+)
+
+// avoidOwn leaves the own port alone for some time.
+func (l *Link) avoidOwn() {
+	l.avoidFor = min(max(2*l.avoidFor, minAvoid), maxAvoid)
+	l.avoid = time.Now().Add(l.avoidFor/2 + rand.N(l.avoidFor/2))
+}
+
+// errOwnPort ends a session on the shared port.
+var errOwnPort = errors.New("the manager's own port can be reached")
+
+// lookAtOwn says whether the own port can be reached by TCP at least.
+func (l *Link) lookAtOwn(ctx context.Context) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		c, err := l.dial(ctx, l.ways[0].addr)
+		if err == nil {
+			_ = c.Close()
+		}
+		done <- err
+	}()
+	return done
+}
 
 // maxAlerts is how many handshakes in a row may end with an alert before the
 // other port is tried: a manager that is starting, or busy, gives them too.
@@ -121,6 +149,9 @@ func (l *Link) open(ctx context.Context, keepAlive time.Duration, hello func() (
 		case err == nil:
 			l.path.connected(time.Since(began))
 			l.alerts = 0
+			if own {
+				l.avoidFor = 0
+			}
 			return c, nil
 		case ctx.Err() != nil || errors.As(err, &refused):
 			return nil, err
@@ -131,7 +162,7 @@ func (l *Link) open(ctx context.Context, keepAlive time.Duration, hello func() (
 		l.alerts = 0
 		l.avoid = time.Time{}
 		if own {
-			l.avoid = time.Now().Add(avoidFor)
+			l.avoidOwn()
 		}
 		if failed == nil {
 			failed = err

@@ -27,7 +27,7 @@ type Config struct {
 	TLS  *tls.Config
 	// Shared is the manager's HTTPS port, host:port, which takes MQTT from
 	// those who ask for it by ALPN. It is used when Addr cannot be reached, and
-	// then for an hour without trying Addr first. "" means that there is none.
+	// Addr is looked at again from time to time. "" means that there is none.
 	Shared string
 	// DialContext makes the TCP connection. nil means that of [Dialer]; another
 	// one should take [Control].
@@ -65,6 +65,7 @@ type Link struct {
 	path      path
 	ways      []way                // Addr, and Shared if there is one
 	avoid     time.Time            // until when Shared comes first
+	avoidFor  time.Duration        // the last time; 0 when Addr let this device through
 	alerts    int                  // that ended handshakes, since one did not
 	told      map[string]time.Time // when which fault was last a warning
 }
@@ -158,7 +159,11 @@ func (l *Link) Run(ctx context.Context) error {
 			again.Reset()
 		}
 		pause := again.Next()
-		l.c.Log.Log(ctx, l.level(err), "connection to the manager lost", "error", err, "retry_in", pause.Round(time.Millisecond))
+		if errors.Is(err, errOwnPort) {
+			l.c.Log.Info("the manager's own port can be reached; going there", "addr", l.c.Addr)
+		} else {
+			l.c.Log.Log(ctx, l.level(err), "connection to the manager lost", "error", err, "retry_in", pause.Round(time.Millisecond))
+		}
 		_ = retry.Pause(ctx, pause)
 		if stopping(ctx) {
 			return nil

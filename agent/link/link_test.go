@@ -224,7 +224,10 @@ func (p *peer) read() {
 			}
 			p.ups <- u
 		case *packets.PingreqPacket:
-			p.pings <- time.Now()
+			select {
+			case p.pings <- time.Now():
+			default: // enough of them for every test that looks
+			}
 			if !p.mute.Load() {
 				p.write(packets.NewControlPacket(packets.Pingresp))
 			}

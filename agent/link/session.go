@@ -59,6 +59,9 @@ type session struct {
 	keepAlive                             time.Duration // of CONNECT, and most silence
 	quiet                                 *quiet
 	silent                                bool // the ping on its way followed a silence of quiet's interval
+
+	lookAtOwn time.Time    // when the own port is looked at, from the shared one
+	looked    <-chan error // what came of it
 }
 
 // session connects and serves until the connection ends. It returns nil only
@@ -99,7 +102,14 @@ func (l *Link) session(ctx context.Context) error {
 		for range incoming { // until the reader is gone
 		}
 	}()
-	err = s.serve(ctx, incoming, failed)
+	looks, stopLooking := context.WithCancel(ctx)
+	defer func() {
+		stopLooking()
+		if s.looked != nil {
+			<-s.looked
+		}
+	}()
+	err = s.serve(ctx, looks, incoming, failed)
 	if timedOut(err) {
 		if s.silent {
 			s.quiet.lost(s.keepAlive)
@@ -111,13 +121,20 @@ func (l *Link) session(ctx context.Context) error {
 	return err
 }
 
-func (s *session) serve(ctx context.Context, incoming <-chan packets.ControlPacket, failed <-chan error) error {
+func (s *session) serve(ctx, looks context.Context, incoming <-chan packets.ControlPacket, failed <-chan error) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	shared := s.c.addr != s.l.ways[0].addr
 	for {
 		now := time.Now()
 		if err := s.due(now); err != nil {
 			return err
+		}
+		if shared && s.looked == nil {
+			s.lookAtOwn = s.l.avoid
+			if !now.Before(s.lookAtOwn) {
+				s.lookAtOwn, s.looked = time.Time{}, s.l.lookAtOwn(looks)
+			}
 		}
 		timer.Reset(s.next().Sub(now))
 		select {
@@ -127,6 +144,12 @@ func (s *session) serve(ctx context.Context, incoming <-chan packets.ControlPack
 			}
 			return nil
 		case <-timer.C:
+		case err := <-s.looked:
+			if s.looked = nil; err == nil {
+				s.l.avoid = time.Time{}
+				return errOwnPort
+			}
+			s.l.avoidOwn()
 		case <-s.l.c.Store.Changed():
 			if s.lingerAt.IsZero() {
 				s.lingerAt = time.Now().Add(s.l.c.Linger)
@@ -224,7 +247,7 @@ func (s *session) next() time.Time {
 	if !s.lookAt.IsZero() {
 		linger = s.lookAt
 	}
-	for _, other := range []time.Time{linger, s.resendAt, s.answerBy, s.helloAt} {
+	for _, other := range []time.Time{linger, s.resendAt, s.answerBy, s.helloAt, s.lookAtOwn} {
 		if !other.IsZero() && other.Before(t) {
 			t = other
 		}

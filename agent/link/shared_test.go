@@ -196,3 +196,37 @@ func TestSharedIsAnAddress(t *testing.T) {
 		}
 	})
 }
+
+// TestTheOwnPortIsFoundAgain is about a manager whose own port was too busy at a
+// start: what went to the shared port comes back without a loss of the link.
+func TestTheOwnPortIsFoundAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &routes{blocked: map[string]bool{own: true}}
+		r := newRig(t, w.use)
+		p := r.connected()
+		p.hello()
+		p.welcome(1)
+		w.went(own)
+		// While it cannot be reached it is looked at more and more rarely.
+		<-time.After(12 * time.Hour)
+		looks := w.went()
+		if n := len(looks); n < 7 || n > 14 || slices.Contains(looks, shared) {
+			t.Errorf("in half a day: %v", looks)
+		}
+		(<-r.accept).Close() // a look
+		p = r.connected()
+		p.hello()
+		p.welcome(1)
+		if went := w.went(); !slices.Equal(went, []string{own, own}) {
+			t.Errorf("dialled %v", went)
+		}
+		// There it stays.
+		<-time.After(12 * time.Hour)
+		if went := w.went(); len(went) != 0 {
+			t.Errorf("dialled %v from the own port", went)
+		}
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}

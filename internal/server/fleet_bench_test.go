@@ -1,9 +1,12 @@
 package server_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,9 +28,10 @@ import (
 )
 
 var (
-	fleetIdle    = flag.Duration("fleet.idle", time.Minute, "how long BenchmarkConnections leaves connected devices alone")
-	fleetDevices = flag.Int("fleet.devices", 10_000, "devices of BenchmarkCommandLatency")
-	fleetChanges = flag.Float64("fleet.changes", 1000, "changes per second of BenchmarkCommandLatency/ingest")
+	fleetIdle     = flag.Duration("fleet.idle", time.Minute, "how long BenchmarkConnections leaves connected devices alone")
+	fleetDevices  = flag.Int("fleet.devices", 10_000, "devices of BenchmarkCommandLatency")
+	fleetProfiles = flag.String("fleet.profiles", "", "folder for processor profiles of the manager while BenchmarkConnections has devices connect")
+	fleetChanges  = flag.Float64("fleet.changes", 1000, "changes per second of BenchmarkCommandLatency/ingest")
 )
 
 // fleetSizes are the sizes of whole-process benchmarks.
@@ -45,6 +50,9 @@ func BenchmarkConnections(b *testing.B) {
 			f := newFleet(b, devices, func(c *server.Config) {
 				// Nothing is written of the agents that bare clients replace.
 				c.Devices.Grace = config.Duration(time.Hour)
+				if *fleetProfiles != "" {
+					c.Debug.Listen = freeAddr(b)
+				}
 			})
 			f.rest()
 			before, none := f.m.Metrics(), float64(f.m.Memory("RssAnon"))
@@ -68,13 +76,18 @@ func BenchmarkConnections(b *testing.B) {
 			callers := f.callers(f.m.Config.MQTT.Listen)
 			var connects, ceiling, spent float64
 			rounds := max(1, 5000/devices)
-			for range rounds {
+			profiled := func() {}
+			for i := range rounds {
 				ceiling += f.connect(bare, callers, echoed) / float64(rounds)
+				if i == 0 {
+					profiled = f.profile(*fleetProfiles)
+				}
 				cpu = f.m.CPU()
 				connects += f.connect(f.m.Config.MQTT.Listen, callers, welcomed) / float64(rounds)
 				spent += float64(f.m.CPU()-cpu) / float64(rounds)
 				f.rest()
 			}
+			profiled()
 			b.ReportMetric((anon-none)/n/1000, "kB/conn")
 			b.ReportMetric(more("go_memstats_heap_alloc_bytes")/1000, "heap-kB/conn")
 			b.ReportMetric(more("go_memstats_stack_inuse_bytes")/1000, "stack-kB/conn")
@@ -98,6 +111,45 @@ func BenchmarkConnections(b *testing.B) {
 			}
 		})
 	}
+}
+
+// profile writes a processor profile of the manager, for about as long as its
+// devices take to connect, into a folder; nothing for "". The result waits for
+// it.
+func (f *fleet) profile(dir string) (wait func()) {
+	f.b.Helper()
+	if dir == "" {
+		return func() {}
+	}
+	done := make(chan error, 1)
+	go func() {
+		url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", f.m.Config.Debug.Listen, 2+f.devices/300)
+		r, err := http.Get(url)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		done <- errors.Join(err, os.WriteFile(filepath.Join(dir, fmt.Sprintf("connect-%d.pprof", f.devices)), b, 0o644))
+	}()
+	return func() {
+		f.b.Helper()
+		if err := <-done; err != nil {
+			f.b.Fatal(err)
+		}
+	}
+}
+
+// freeAddr is a port that nobody listens on at the moment.
+func freeAddr(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // BenchmarkStorm kills a manager with all devices connected and starts it
@@ -222,6 +274,7 @@ func (f *fleet) commands(b *testing.B, a *agents, ids []string, rate int) {
 	}
 	tasks := make([]asked, count)
 	var failed []string
+	var shed atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	before, _ := a.now()
@@ -237,8 +290,17 @@ func (f *fleet) commands(b *testing.B, a *agents, ids []string, rate int) {
 			}
 			i++
 			wg.Go(func() {
-				r, err := f.m.API.SetVmPowerWithResponse(b.Context(), ids[n%len(ids)], "vm-1", nil,
-					client.SetVmPowerJSONRequestBody{Action: client.SetVMPowerActionReset})
+				var r *client.SetVmPowerResponse
+				var err error
+				// A manager that is busy says so, and a client asks again.
+				for attempt := 0; attempt == 0 || err == nil && r.StatusCode() == http.StatusTooManyRequests && attempt < 20; attempt++ {
+					if attempt > 0 {
+						shed.Add(1)
+						pause(b.Context(), time.Second)
+					}
+					r, err = f.m.API.SetVmPowerWithResponse(b.Context(), ids[n%len(ids)], "vm-1", nil,
+						client.SetVmPowerJSONRequestBody{Action: client.SetVMPowerActionReset})
+				}
 				if err != nil || r.StatusCode() != http.StatusAccepted {
 					mu.Lock()
 					defer mu.Unlock()
@@ -279,6 +341,7 @@ func (f *fleet) commands(b *testing.B, a *agents, ids []string, rate int) {
 	b.ReportMetric(at(latency, 0.5), "p50-ms")
 	b.ReportMetric(at(latency, 0.99), "p99-ms")
 	b.ReportMetric(at(latency, 1), "max-ms")
+	b.ReportMetric(float64(shed.Load()), "shed")
 	b.ReportMetric(at(answered, 0.5), "answer-p50-ms")
 	b.ReportMetric(at(answered, 0.99), "answer-p99-ms")
 	b.ReportMetric(float64(after.Changes-before.Changes)/took.Seconds(), "changes/s")
