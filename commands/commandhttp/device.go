@@ -13,6 +13,7 @@ import (
 	"pallas/commands"
 	"pallas/events"
 	"pallas/events/labels"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -103,19 +104,22 @@ type RetireDevice struct {
 func (h *Handlers) registerDevices(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "update-device", Method: http.MethodPatch, Path: httpapi.Prefix + "/devices/{device}", Tags: []string{"devices"},
-		Summary: "Rename or label a device", Description: "A JSON merge patch (RFC 7396): absent fields stay as they are.",
+		Extensions: httpapi.Needs(auth.ManageDevices),
+		Summary:    "Rename or label a device", Description: "A JSON merge patch (RFC 7396): absent fields stay as they are.",
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
 	}, h.updateDevice)
 	body := api.OpenAPI().Paths[httpapi.Prefix+"/devices/{device}"].Patch.RequestBody
 	body.Content["application/merge-patch+json"] = body.Content["application/json"]
 	huma.Register(api, huma.Operation{
 		OperationID: "approve-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/approve", Tags: []string{"devices"},
-		Summary: "Approve a device", Description: "Lets a pending device be managed. Approving an approved device changes nothing.",
+		Extensions: httpapi.Needs(auth.ManageDevices),
+		Summary:    "Approve a device", Description: "Lets a pending device be managed. Approving an approved device changes nothing.",
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
 	}, h.approveDevice)
 	huma.Register(api, huma.Operation{
 		OperationID: "retire-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/retire", Tags: []string{"devices"},
-		Summary: "Retire a device", Description: "Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.",
+		Extensions: httpapi.Needs(auth.RetireDevices),
+		Summary:    "Retire a device", Description: "Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.",
 		Errors: []int{http.StatusPreconditionFailed},
 	}, h.retireDevice)
 }

@@ -42,12 +42,14 @@ type JoinTokenCreated struct {
 func (h *Handlers) registerJoinTokens(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "create-join-token", Method: http.MethodPost, Path: httpapi.Prefix + "/join-tokens", Tags: []string{"join-tokens"},
+		Extensions:    httpapi.Needs(auth.ManageJoining),
 		Summary:       "Make a join token",
 		Description:   "The answer holds the secret, once. A repeat with the same Idempotency-Key makes no second token and cannot show the secret again: it answers 409 and names the token.",
 		DefaultStatus: http.StatusCreated, Errors: []int{http.StatusConflict},
 	}, h.createJoinToken)
 	huma.Register(api, huma.Operation{
 		OperationID: "revoke-join-token", Method: http.MethodDelete, Path: httpapi.Prefix + "/join-tokens/{token}", Tags: []string{"join-tokens"},
+		Extensions:  httpapi.Needs(auth.ManageJoining),
 		Summary:     "Revoke a join token",
 		Description: "No device can register with it any more. Devices that have stay. Revoking a revoked token changes nothing.",
 	}, h.revokeJoinToken)

@@ -8,12 +8,14 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
 func (h *Handlers) registerTasks(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "cancel-task", Method: http.MethodPost, Path: httpapi.Prefix + "/tasks/{task}/cancel", Tags: []string{"tasks"},
+		Extensions:    httpapi.Needs(auth.OperateVMs),
 		Summary:       "Ask for a task not to happen",
 		Description:   "A task that its device has not begun becomes cancelled when the device confirms, or at its deadline. One that has begun goes on to its end. Asking twice changes nothing.",
 		DefaultStatus: http.StatusAccepted, Errors: []int{http.StatusConflict},

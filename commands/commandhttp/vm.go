@@ -9,6 +9,7 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -44,6 +45,7 @@ type TaskWritten struct {
 func (h *Handlers) registerVMs(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "set-vm-power", Method: http.MethodPost, Path: httpapi.Prefix + "/vms/{device}/{vm}/power", Tags: []string{"vms"},
+		Extensions:    httpapi.Needs(auth.OperateVMs),
 		Summary:       "Power a virtual machine on or off, reset, suspend or shut it down",
 		Description:   "Answers with a task when the request is in the log. The device does it when it is connected, before the deadline; the task says how it ended. The virtual machine's state changes when its host reports it.",
 		DefaultStatus: http.StatusAccepted, Errors: []int{http.StatusConflict},

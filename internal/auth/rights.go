@@ -57,7 +57,7 @@ type Rule struct {
 var Rules = []Rule{
 	{Self, "", false, "See and change what is one's own: password, sessions, API tokens."},
 	{ReadFleet, RoleViewer, true, "See devices, virtual machines, tasks, their events and what their connections cost."},
-	{ReadManager, RoleViewer, false, "See the state of the manager and its metrics."},
+	{ReadManager, RoleViewer, false, "See the metrics of the manager, and what is wrong with it."},
 	{OperateVMs, RoleOperator, true, "Ask devices for tasks, and cancel them."},
 	{ManageDevices, RoleOperator, true, "Approve, reject, describe, label, quarantine and release devices, and renew their certificates."},
 	{ManageJoining, RoleOperator, true, "See, make and revoke join tokens whose devices are in one's scope."},
@@ -122,6 +122,17 @@ func (r Rights) Scope(p Permission) labels.Scope {
 		scope = scope.Intersect(labels.Union(selectors...))
 	}
 	return scope
+}
+
+// Equal says whether both rights have each permission for the same devices, as
+// far as that shows in their selectors.
+func (r Rights) Equal(o Rights) bool {
+	for _, rule := range Rules {
+		if r.Scope(rule.Permission).String() != o.Scope(rule.Permission).String() {
+			return false
+		}
+	}
+	return true
 }
 
 // has says whether a role has the permissions of another one.

@@ -18,6 +18,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"pallas/internal/auth"
 )
 
 // Prefix starts the path of every operation.
@@ -45,6 +47,9 @@ type Register func(huma.API)
 type Config struct {
 	// Auth checks bearer tokens. Required.
 	Auth Authenticator
+	// Denied hears of refusals for want of a permission; nil means that nobody
+	// does.
+	Denied DeniedFunc
 	// Register lists who adds operations.
 	Register []Register
 	// Checks decide /readyz.
@@ -75,7 +80,7 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httpapi: register metrics: %w", err)
 	}
-	s := &server{cfg: cfg, mux: http.NewServeMux(), metrics: metrics, limits: newLimiter(cfg.Limits)}
+	s := &server{cfg: cfg, mux: http.NewServeMux(), metrics: metrics, limits: newLimiter(cfg.Limits), denials: newDenials()}
 	api := newAPI(s.mux, s.admit, s.authorize, checkRequest)
 	for _, register := range cfg.Register {
 		register(api)
@@ -188,8 +193,9 @@ Changes answer 2xx when they are in the event log. Work on a device answers 202 
 var jsonFormat = huma.DefaultJSONFormat
 
 // complete gives every operation what all share: the body limit and the error
-// answers.
+// answers. It panics about one without a permission.
 func complete(oapi *huma.OpenAPI, op *huma.Operation) {
+	checkPermission(op)
 	problem := func(status int) {
 		key := strconv.Itoa(status)
 		if op.Responses[key] == nil {
@@ -205,6 +211,9 @@ func complete(oapi *huma.OpenAPI, op *huma.Operation) {
 	delete(op.Responses, "default")
 	if !isPublic(op) {
 		problem(http.StatusUnauthorized)
+		if PermissionOf(op) != auth.Self {
+			problem(http.StatusForbidden)
+		}
 		problem(http.StatusTooManyRequests)
 	}
 	problem(http.StatusBadRequest)
@@ -240,7 +249,8 @@ func stampProblem(ctx huma.Context, _ string, v any) (any, error) {
 }
 
 // authorize lets a request pass that has a valid token which is within its
-// limits, or whose operation is public (an empty, not nil, security list).
+// limits and has the operation's permission, or whose operation is public (an
+// empty, not nil, security list).
 func (s *server) authorize(huma.API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		if isPublic(ctx.Operation()) {
@@ -256,16 +266,20 @@ func (s *server) authorize(huma.API) func(huma.Context, func(huma.Context)) {
 			return
 		}
 		defer leave()
-		next(ctx)
+		if s.permitted(w, r, ctx.Operation().OperationID, PermissionOf(ctx.Operation())) {
+			next(ctx)
+		}
 	}
 }
 
 // authenticated notes the principal of a request, or answers and returns false.
 func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
-	p, err := s.cfg.Auth.Authenticate(r.Context(), bearer(r.Header))
+	token := bearer(r.Header)
+	p, err := s.cfg.Auth.Authenticate(r.Context(), token)
 	switch {
 	case err == nil:
-		requestOf(r.Context()).Principal = p
+		req := requestOf(r.Context())
+		req.Principal, req.again = p, func(ctx context.Context) (Principal, error) { return s.cfg.Auth.Authenticate(ctx, token) }
 		return true
 	case errors.Is(err, ErrUnauthorized):
 		source, now := SourceNetwork(requestOf(r.Context()).Source), s.cfg.Now()

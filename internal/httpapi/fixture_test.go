@@ -28,6 +28,7 @@ import (
 	"pallas/commands/commandhttp"
 	"pallas/events"
 	"pallas/events/jsstore"
+	"pallas/events/labels"
 	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
@@ -36,15 +37,23 @@ import (
 
 const patience = 20 * time.Second
 
-// credentials is what internal/server does: API tokens from the real store.
-type credentials struct{ *auth.Credentials }
+// credentials is what internal/server does: API tokens from the real store. A
+// user of whom rights says nothing is an admin.
+type credentials struct {
+	*auth.Credentials
+	rights *sync.Map // of users, by id
+}
 
 func (c credentials) Authenticate(ctx context.Context, token string) (httpapi.Principal, error) {
 	u, err := c.Credentials.Authenticate(ctx, token)
 	if errors.Is(err, auth.ErrDenied) {
 		return httpapi.Principal{}, httpapi.ErrUnauthorized
 	}
-	return httpapi.Principal{Actor: u.Actor, Name: u.ID}, err
+	rights, ok := c.rights.Load(u.ID)
+	if !ok {
+		rights = auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})
+	}
+	return httpapi.Principal{Actor: u.Actor, Name: u.ID, Rights: rights.(auth.Rights)}, err
 }
 
 type logBuffer struct {
@@ -71,6 +80,7 @@ type manager struct {
 	url      string
 	token    string
 	creds    *auth.Credentials
+	rights   *sync.Map // of users who are no admins
 	client   *http.Client
 	store    events.Store
 	commands *commands.Dispatcher
@@ -116,7 +126,7 @@ func start(t testing.TB, opts ...option) *manager {
 	must(t, err)
 	real, err := jsstore.Open(t.Context(), jsstore.Config{Conn: nc})
 	must(t, err)
-	m := &manager{t: t, token: token, creds: creds, store: o.store(real), logged: &logBuffer{}}
+	m := &manager{t: t, token: token, creds: creds, rights: &sync.Map{}, store: o.store(real), logged: &logBuffer{}}
 	logger := slog.New(slog.NewJSONHandler(m.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
 	m.commands, err = commands.New(commands.Config{Store: m.store, Now: time.Now})
@@ -161,7 +171,7 @@ func start(t testing.TB, opts ...option) *manager {
 	must(t, err)
 	registry := prometheus.NewRegistry()
 	hc := httpapi.Config{
-		Auth: credentials{creds}, Register: []httpapi.Register{writes.Register, queries.Register},
+		Auth: credentials{creds, m.rights}, Register: []httpapi.Register{writes.Register, queries.Register},
 		Checks: []httpapi.Check{queries.Check(1000), queries.LogCheck()}, Gatherer: registry, Registerer: registry, Log: logger,
 	}
 	o.httpapi(&hc)
@@ -190,6 +200,29 @@ func (m *manager) newToken(user string) string {
 	token, err := m.creds.CreateToken(m.t.Context(), user)
 	must(m.t, err)
 	return token
+}
+
+// grant gives a user rights, and returns a token of theirs.
+func (m *manager) grant(user string, grants ...auth.Grant) string {
+	m.t.Helper()
+	m.rights.Store(user, auth.RightsOf(grants...))
+	return m.newToken(user)
+}
+
+// as is the manager with another caller.
+func (m *manager) as(token string) *manager {
+	c := *m
+	c.token = token
+	return &c
+}
+
+// selects is a grant of a role for the devices that a selector picks.
+func selects(role auth.Role, selector string) auth.Grant {
+	sel, err := labels.Parse(selector)
+	if err != nil {
+		panic(err)
+	}
+	return auth.Grant{Role: role, Selector: sel}
 }
 
 // answer is an HTTP answer with its body read.

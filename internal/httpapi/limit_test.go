@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -118,7 +119,7 @@ func TestPlaces(t *testing.T) {
 					entered <- struct{}{}
 					<-release
 					return nil, nil
-				})
+				}, func(o *huma.Operation) { o.Extensions = httpapi.Needs(auth.Self) })
 			})
 		}
 	})

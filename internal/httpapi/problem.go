@@ -50,7 +50,7 @@ const TypePrefix = "urn:pallas:problem:"
 var (
 	KindMalformed     = Kind{http.StatusBadRequest, "malformed", "The request cannot be read", "The body is missing, broken off or not JSON, or the query string is not encoded well. Correct the request."}
 	KindUnauthorized  = Kind{http.StatusUnauthorized, "unauthorized", "A valid token is needed", "The Authorization header is missing, or its token is wrong, revoked or expired. Which of them is not told. Send \"Authorization: Bearer <token>\"."}
-	KindDenied        = Kind{http.StatusForbidden, "denied", "Not allowed", "The token is valid, but may not do this."}
+	KindDenied        = Kind{http.StatusForbidden, "denied", "Not allowed", "The token is valid, but may not do this: the detail names the permission that is missing and the role that has it, or the labels that would leave one's scope."}
 	KindNotFound      = Kind{http.StatusNotFound, "not-found", "There is no such thing", "The path is unknown, or what it names does not exist."}
 	KindMethod        = Kind{http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "The path exists for other methods; the Allow header lists them."}
 	KindTimeout       = Kind{http.StatusRequestTimeout, "timeout", "The request took too long to arrive", "The body did not arrive in time. Send it again."}

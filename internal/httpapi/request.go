@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"pallas/events"
+	"pallas/events/labels"
+	"pallas/internal/auth"
 )
 
 // Principal is who a bearer token stands for.
@@ -18,6 +21,8 @@ type Principal struct {
 	Actor events.Actor
 	// Name is the user's id, for people.
 	Name string
+	// Rights are what the caller may do. The zero Rights are nothing.
+	Rights auth.Rights
 }
 
 // ErrUnauthorized says that a token is unknown, wrong, revoked or expired; not
@@ -45,7 +50,11 @@ type Request struct {
 	Time time.Time
 	// Principal is the caller; empty for public operations.
 	Principal Principal
+	// Scope holds the devices for which the caller has the operation's
+	// permission; nothing for public operations.
+	Scope labels.Scope
 
+	again  func(context.Context) (Principal, error)
 	cause  error // of an error answer, for the log
 	broken bool  // the body could not be read
 	shed   bool  // not let in
@@ -79,6 +88,26 @@ func RequestOf(ctx context.Context) Request {
 func requestOf(ctx context.Context) *Request {
 	r, _ := ctx.Value(requestKey{}).(*Request)
 	return r
+}
+
+// ErrRights says that a caller's rights are other ones than when the request
+// came.
+var ErrRights = errors.New("the caller's rights have changed")
+
+// Recheck authenticates the caller of a request anew. An answer that goes on for
+// long must end at an error: the caller may do something else now, or nothing.
+func Recheck(ctx context.Context) error {
+	r := requestOf(ctx)
+	if r == nil || r.again == nil {
+		return nil
+	}
+	switch p, err := r.again(ctx); {
+	case err != nil:
+		return fmt.Errorf("authenticate again: %w", err)
+	case !p.Rights.Equal(r.Principal.Rights):
+		return ErrRights
+	}
+	return nil
 }
 
 var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)

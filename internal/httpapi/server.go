@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"pallas/internal/auth"
 )
 
 // server is the handler around everything.
@@ -21,6 +23,7 @@ type server struct {
 	mux     *http.ServeMux
 	metrics *metrics
 	limits  *limiter
+	denials *denials
 }
 
 type metrics struct {
@@ -236,7 +239,7 @@ func (s *server) health() {
 	}
 	metrics := promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{ErrorLog: promLog{s.cfg.Log}})
 	s.mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		if s.cfg.OpenMetrics || s.authenticated(w, r) {
+		if s.cfg.OpenMetrics || s.authenticated(w, r) && s.permitted(w, r, "metrics", auth.ReadManager) {
 			metrics.ServeHTTP(w, r)
 		}
 	})

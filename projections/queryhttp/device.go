@@ -9,6 +9,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/labels"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -51,15 +52,18 @@ type listDevicesInput struct {
 func (h *Handlers) registerDevices(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "list-devices", Method: http.MethodGet, Path: httpapi.Prefix + "/devices", Tags: []string{"devices"},
-		Summary: "List devices", Description: "In the order of names, or of ids. Datastores and networks are only in get-device.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "List devices", Description: "In the order of names, or of ids. Datastores and networks are only in get-device.",
 	}, h.listDevices)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-device", Method: http.MethodGet, Path: httpapi.Prefix + "/devices/{device}", Tags: []string{"devices"},
-		Summary: "Get a device",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get a device",
 	}, h.getDevice)
 	huma.Register(api, huma.Operation{
 		OperationID: "list-device-vms", Method: http.MethodGet, Path: httpapi.Prefix + "/devices/{device}/vms", Tags: []string{"devices", "vms"},
-		Summary: "List the virtual machines of a device", Description: "In the order of names, or of ids.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "List the virtual machines of a device", Description: "In the order of names, or of ids.",
 	}, h.listDeviceVMs)
 }
 

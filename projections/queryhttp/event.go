@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 )
 
@@ -43,7 +44,8 @@ func (h *Handlers) registerEvents(api huma.API) {
 	schemas := api.OpenAPI().Components.Schemas
 	huma.Register(api, huma.Operation{
 		OperationID: "list-events", Method: http.MethodGet, Path: httpapi.Prefix + "/events", Tags: []string{"events"},
-		Summary: "List events",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "List events",
 		Description: "The history as pages, or with \"Accept: application/x-ndjson\" everything that matches as a stream of one event per line. " +
 			"The stream ends where the log ended when the request came; it is cut off, without the final chunk, when something goes wrong.",
 		Responses: map[string]*huma.Response{"200": {Description: "Events", Content: map[string]*huma.MediaType{
@@ -53,7 +55,8 @@ func (h *Handlers) registerEvents(api huma.API) {
 	}, h.listEvents)
 	huma.Register(api, huma.Operation{
 		OperationID: "stream-events", Method: http.MethodGet, Path: httpapi.Prefix + "/events/stream", Tags: []string{"events"},
-		Summary: "Follow events live",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Follow events live",
 		Description: "Server-sent events: data is an event in JSON, id is where to go on. Send the last id as Last-Event-ID (browsers do) and nothing is lost or doubled. " +
 			"Begins with what happens from now on, unless after, since or Last-Event-ID says otherwise. A comment each 15 seconds shows that the stream lives. A client that reads slower than events come is sent away by the end of the stream.",
 		Responses: map[string]*huma.Response{"200": {Description: "Events", Content: map[string]*huma.MediaType{

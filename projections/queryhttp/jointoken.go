@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -15,11 +16,13 @@ import (
 func (h *Handlers) registerJoinTokens(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "list-join-tokens", Method: http.MethodGet, Path: httpapi.Prefix + "/join-tokens", Tags: []string{"join-tokens"},
-		Summary: "List join tokens", Description: "Newest first, without their secrets.",
+		Extensions: httpapi.Needs(auth.ManageJoining),
+		Summary:    "List join tokens", Description: "Newest first, without their secrets.",
 	}, h.listJoinTokens)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-join-token", Method: http.MethodGet, Path: httpapi.Prefix + "/join-tokens/{token}", Tags: []string{"join-tokens"},
-		Summary: "Get a join token", Description: "Without its secret.",
+		Extensions: httpapi.Needs(auth.ManageJoining),
+		Summary:    "Get a join token", Description: "Without its secret.",
 	}, h.getJoinToken)
 }
 

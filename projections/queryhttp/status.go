@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -15,11 +16,13 @@ import (
 func (h *Handlers) registerStatus(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-status", Method: http.MethodGet, Path: httpapi.Prefix + "/status", Tags: []string{"manager"},
-		Summary: "Get the state of the manager", Description: "For people. Probes use /livez and /readyz, monitoring /metrics.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get the state of the manager", Description: "For people. Probes use /livez and /readyz, monitoring /metrics.",
 	}, h.getStatus)
 	huma.Register(api, huma.Operation{
 		OperationID: "whoami", Method: http.MethodGet, Path: httpapi.Prefix + "/whoami", Tags: []string{"manager"},
-		Summary: "Say whom the token stands for",
+		Extensions: httpapi.Needs(auth.Self),
+		Summary:    "Say whom the token stands for",
 	}, func(ctx context.Context, _ *struct{}) (*struct{ Body httpapi.Whoami }, error) {
 		p := httpapi.RequestOf(ctx).Principal
 		return &struct{ Body httpapi.Whoami }{httpapi.Whoami{Actor: string(p.Actor), Name: p.Name}}, nil

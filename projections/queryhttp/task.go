@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -15,11 +16,13 @@ import (
 func (h *Handlers) registerTasks(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "list-tasks", Method: http.MethodGet, Path: httpapi.Prefix + "/tasks", Tags: []string{"tasks"},
-		Summary: "List tasks", Description: "Newest first.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "List tasks", Description: "Newest first.",
 	}, h.listTasks)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-task", Method: http.MethodGet, Path: httpapi.Prefix + "/tasks/{task}", Tags: []string{"tasks"},
-		Summary: "Get a task",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get a task",
 	}, h.getTask)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/telemetry"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -54,11 +55,13 @@ func (d Days) span(ctx context.Context) (since, until telemetry.Day, err error) 
 func (h *Handlers) registerUsage(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-device-usage", Method: http.MethodGet, Path: httpapi.Prefix + "/devices/{device}/usage", Tags: []string{"devices"},
-		Summary: "Get what a device's connections cost", Description: "Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get what a device's connections cost", Description: "Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.",
 	}, h.getDeviceUsage)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-usage", Method: http.MethodGet, Path: httpapi.Prefix + "/usage", Tags: []string{"devices"},
-		Summary: "Get what the connections of all devices cost", Description: "Bytes on the wire per day, as the manager's sockets counted them.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get what the connections of all devices cost", Description: "Bytes on the wire per day, as the manager's sockets counted them.",
 	}, h.getUsage)
 }
 

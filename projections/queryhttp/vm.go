@@ -9,6 +9,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/labels"
+	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
 )
@@ -22,11 +23,13 @@ type VMState struct {
 func (h *Handlers) registerVMs(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "list-vms", Method: http.MethodGet, Path: httpapi.Prefix + "/vms", Tags: []string{"vms"},
-		Summary: "List virtual machines", Description: "Of all devices, in the order of names, or of device and id.",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "List virtual machines", Description: "Of all devices, in the order of names, or of device and id.",
 	}, h.listVMs)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-vm", Method: http.MethodGet, Path: httpapi.Prefix + "/vms/{device}/{vm}", Tags: []string{"vms"},
-		Summary: "Get a virtual machine",
+		Extensions: httpapi.Needs(auth.ReadFleet),
+		Summary:    "Get a virtual machine",
 	}, h.getVM)
 }
 

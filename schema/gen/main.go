@@ -32,6 +32,7 @@ var outputs = []output{
 	{"event reference", eventReference},
 	{"OpenAPI", under("schema", openAPI)},
 	{"problem reference", under("docs/reference", problemReference)},
+	{"permission reference", under("docs/reference", permissionReference)},
 }
 
 // under is for files that need no source, with names from a folder.

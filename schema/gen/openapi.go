@@ -9,13 +9,18 @@ import (
 	"pallas/projections/queryhttp"
 )
 
+// api is the description of the whole API.
+func api() *huma.OpenAPI {
+	return httpapi.Spec(
+		commandhttp.Describe, queryhttp.Describe,
+		func(api huma.API) { enroll.Register(api, enroll.Config{}) },
+	)
+}
+
 // openAPI returns the files that describe the HTTP API, by their path under
 // schema/.
 func openAPI() (map[string][]byte, error) {
-	d, err := httpapi.Render(httpapi.Spec(
-		commandhttp.Describe, queryhttp.Describe,
-		func(api huma.API) { enroll.Register(api, enroll.Config{}) },
-	))
+	d, err := httpapi.Render(api())
 	if err != nil {
 		return nil, err
 	}
