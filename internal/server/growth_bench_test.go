@@ -35,7 +35,7 @@ import (
 )
 
 var (
-	growthEvents = flag.String("growth.events", "100000,1000000", "how many decisions are in the logs of BenchmarkGrowth, smallest first, separated by commas")
+	growthEvents  = flag.String("growth.events", "100000,1000000", "how many decisions are in the logs of BenchmarkGrowth, smallest first, separated by commas")
 	growthRebuild = flag.Bool("growth.rebuild", true, "whether BenchmarkGrowth builds the read model and starts whole managers too")
 )
 
