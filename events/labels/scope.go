@@ -59,6 +59,46 @@ func (s Scope) Match(m map[string]string) bool {
 	return !s.Nothing()
 }
 
+// Common splits the scope into a selector, which picks all of its devices, and
+// what a device that it picks must be in besides. A layer of one selector is in
+// the first part, and so is one whose selectors name values of the same label.
+func (s Scope) Common() (common Selector, rest Scope) {
+	if s.Nothing() {
+		return common, s
+	}
+	rest = Everything()
+	for _, layer := range s.layers {
+		if one, ok := single(layer); ok {
+			common = common.And(one)
+		} else {
+			rest = rest.Intersect(Scope{layers: [][]Selector{layer}})
+		}
+	}
+	return common, rest
+}
+
+// single returns the selector that picks what any of the selectors picks, if it
+// is easily found.
+func single(layer []Selector) (Selector, bool) {
+	if len(layer) == 1 {
+		return layer[0], true
+	}
+	either := Requirement{Op: In}
+	for i, s := range layer {
+		if len(s.requirements) != 1 {
+			return Selector{}, false
+		}
+		r := s.requirements[0]
+		if r.Op != Equal && r.Op != In || i > 0 && r.Key != either.Key {
+			return Selector{}, false
+		}
+		either.Key, either.Values = r.Key, append(either.Values, r.Values...)
+	}
+	slices.Sort(either.Values)
+	either.Values = slices.Compact(either.Values)
+	return Selector{requirements: []Requirement{either}}, true
+}
+
 // Layers returns the selectors of each layer: a device is in the scope when one
 // selector of every layer picks it. There is no layer in a scope that holds
 // nothing.
@@ -114,6 +154,11 @@ func (s Selector) Without(i int) Selector {
 		return s
 	}
 	return Selector{requirements: slices.Delete(slices.Clone(s.requirements), i, i+1)}
+}
+
+// And returns the selector that picks what both pick.
+func (s Selector) And(o Selector) Selector {
+	return Selector{requirements: slices.Concat(s.requirements, o.requirements)}
 }
 
 // Within says whether the selector certainly picks nothing that o does not

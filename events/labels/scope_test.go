@@ -55,6 +55,27 @@ func TestScope(t *testing.T) {
 	}
 }
 
+func TestCommon(t *testing.T) {
+	union := func(texts ...string) Scope { return Union(parse(t, texts...)...) }
+	for _, tc := range []struct {
+		scope        Scope
+		common, rest string
+	}{
+		{Scope{}, "", "nothing"},
+		{Everything(), "", "everything"},
+		{union("a=1,!b"), "a=1,!b", "everything"},
+		{union("a=1", "a in (2,3)", "a=1"), "a in (1,2,3)", "everything"},
+		{union("a=1", "b=1"), "", "a=1 or b=1"},
+		{union("a=1", "a!=2"), "", "a=1 or a!=2"},
+		{union("a=1", "a=2,b"), "", "a=1 or a=2,b"},
+		{union("a=1").Intersect(union("b", "!c")).Intersect(union("d=1", "d=2")), "a=1,d in (1,2)", "b or !c"},
+	} {
+		if common, rest := tc.scope.Common(); common.String() != tc.common || rest.String() != tc.rest {
+			t.Errorf("%s: %q and %q, want %q and %q", tc.scope, common, rest, tc.common, tc.rest)
+		}
+	}
+}
+
 func TestWithin(t *testing.T) {
 	for _, tc := range []struct {
 		narrow, wide string
@@ -124,6 +145,12 @@ func TestScopeLaws(t *testing.T) {
 		for _, m := range all {
 			if got := s.Intersect(o).Match(m); got != (s.Match(m) && o.Match(m)) {
 				t.Fatalf("%s and %s hold %v: %v", s, o, m, got)
+			}
+			if common, rest := s.Common(); s.Match(m) != (common.Match(m) && rest.Match(m)) {
+				t.Fatalf("%s is not %s within %s: %v", s, common, rest, m)
+			}
+			if got := narrow.And(wide).Match(m); got != (narrow.Match(m) && wide.Match(m)) {
+				t.Fatalf("%s and %s pick %v: %v", narrow, wide, m, got)
 			}
 			if narrow.Within(wide) && narrow.Match(m) && !wide.Match(m) {
 				t.Fatalf("%s is not within %s: %v", narrow, wide, m)
