@@ -274,12 +274,10 @@ func (s *server) authorize(huma.API) func(huma.Context, func(huma.Context)) {
 
 // authenticated notes the principal of a request, or answers and returns false.
 func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
-	token := bearer(r.Header)
-	p, err := s.cfg.Auth.Authenticate(r.Context(), token)
+	p, err := s.cfg.Auth.Authenticate(r.Context(), bearer(r.Header))
 	switch {
 	case err == nil:
-		req := requestOf(r.Context())
-		req.Principal, req.again = p, func(ctx context.Context) (Principal, error) { return s.cfg.Auth.Authenticate(ctx, token) }
+		requestOf(r.Context()).Principal = p
 		return true
 	case errors.Is(err, ErrUnauthorized):
 		source, now := SourceNetwork(requestOf(r.Context()).Source), s.cfg.Now()

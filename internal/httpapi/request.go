@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -54,7 +53,6 @@ type Request struct {
 	// permission; nothing for public operations.
 	Scope labels.Scope
 
-	again  func(context.Context) (Principal, error)
 	cause  error // of an error answer, for the log
 	broken bool  // the body could not be read
 	shed   bool  // not let in
@@ -88,26 +86,6 @@ func RequestOf(ctx context.Context) Request {
 func requestOf(ctx context.Context) *Request {
 	r, _ := ctx.Value(requestKey{}).(*Request)
 	return r
-}
-
-// ErrRights says that a caller's rights are other ones than when the request
-// came.
-var ErrRights = errors.New("the caller's rights have changed")
-
-// Recheck authenticates the caller of a request anew. An answer that goes on for
-// long must end at an error: the caller may do something else now, or nothing.
-func Recheck(ctx context.Context) error {
-	r := requestOf(ctx)
-	if r == nil || r.again == nil {
-		return nil
-	}
-	switch p, err := r.again(ctx); {
-	case err != nil:
-		return fmt.Errorf("authenticate again: %w", err)
-	case !p.Rights.Equal(r.Principal.Rights):
-		return ErrRights
-	}
-	return nil
 }
 
 var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
