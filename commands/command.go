@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 // Command is a request to one aggregate. The variants are the struct types of
@@ -25,6 +26,11 @@ type Meta struct {
 	CommandID string
 	// Actor is who asks; required.
 	Actor events.Actor
+	// Scope holds the devices that the actor may touch: what is outside does not
+	// exist for the command. Nil means that no scope binds the actor, which is
+	// for the system, devices and join tokens only: without a scope a command of
+	// a user about something with labels is a defect, and an error.
+	Scope *labels.Scope
 	// Source is the remote address without a port; "" for the system itself.
 	Source string
 	// Cause is the id of the command or task that led to this one, for the

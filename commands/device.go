@@ -272,11 +272,15 @@ func (d Device) lose(c LoseDevice) ([]events.Event, error) {
 func (d Device) ready(id events.DeviceID, ifRevision uint64) *Error {
 	switch {
 	case d.Revision == 0:
-		return notFound("device %s is not known", clip(string(id)))
+		return unknownDevice(id)
 	case ifRevision != 0 && ifRevision != d.Revision:
 		return &Error{Kind: KindStale, Field: "If-Match", Message: staleMessage("device "+string(d.ID), ifRevision, d.Revision)}
 	}
 	return nil
+}
+
+func unknownDevice(id events.DeviceID) *Error {
+	return notFound("device %s is not known", clip(string(id)))
 }
 
 func (d Device) isRetired() *Error {

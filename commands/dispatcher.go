@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 // Config is what a Dispatcher needs.
@@ -104,6 +105,10 @@ func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) 
 	if err := checkMeta(m); err != nil {
 		return Result{}, err
 	}
+	scope, err := scopeOf(c, m)
+	if err != nil {
+		return Result{}, err
+	}
 	if err := checkSubject(c.Subject()); err != nil {
 		return Result{}, err
 	}
@@ -126,7 +131,7 @@ func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) 
 	}
 	defer release()
 
-	try := attempt{Dispatcher: d, command: c, subject: subject, decision: events.Decision{
+	try := attempt{Dispatcher: d, command: c, subject: subject, scope: scope, decision: events.Decision{
 		ID: id, Subject: subject, Time: instant(m.Time), Actor: m.Actor, Source: m.Source,
 		Cause: or(m.Cause, m.CommandID), Traceparent: m.Traceparent,
 	}}
@@ -138,6 +143,7 @@ type attempt struct {
 	*Dispatcher
 	command  Command
 	subject  events.Subject
+	scope    labels.Scope
 	decision events.Decision
 
 	conflicts   int
@@ -154,7 +160,7 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 		if err != nil {
 			return Result{}, err
 		}
-		if a.placed != 0 {
+		if a.placed != 0 && a.scope.Everything() {
 			// Either this call's append came through although nobody said so,
 			// or an earlier call with the same command id did all this.
 			return a.repeated(e), nil
@@ -164,7 +170,10 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 		confirmed = confirmed && othersConfirmed
-		out, err := Decide(a.command, states, a.decision.Time)
+		if a.placed != 0 && reaches(a.scope, a.subject, states) {
+			return a.repeated(e), nil
+		}
+		out, err := DecideWithin(a.scope, a.command, states, a.decision.Time)
 		if (err != nil || len(out.Entries) == 0) && !confirmed {
 			// Nothing to append, so the log would not find out that the state
 			// is an old one: ask it before answering.
@@ -286,6 +295,9 @@ func (a *attempt) states(ctx context.Context, own *entry) (s States, confirmed b
 	case UseJoinToken:
 		add(events.DeviceSubject(c.Device), trustFor)
 	default:
+		if k := c.Subject().Kind(); (k == events.KindTasks || k == events.KindInventory) && !a.scope.Everything() {
+			add(events.DeviceSubject(c.Subject().Device()), 0) // its labels are judged
+		}
 	}
 	return s, confirmed, err
 }
@@ -402,7 +414,7 @@ func (d *Dispatcher) replay(ctx context.Context, s events.Subject, e *entry, aft
 func (d *Dispatcher) Device(ctx context.Context, id events.DeviceID) (Device, error) {
 	s, err := read[Device](ctx, d, events.DeviceSubject(id))
 	if err == nil && s.Revision == 0 {
-		err = notFound("device %s is not known", clip(string(id)))
+		err = unknownDevice(id)
 	}
 	return s, err
 }

@@ -20,6 +20,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/eventstest"
+	"pallas/events/labels"
 )
 
 // clock is a clock that moves when told.
@@ -48,7 +49,7 @@ func dispatcher(t testing.TB, store events.Store, set ...func(*Config)) (*Dispat
 	return d, k
 }
 
-var operator = Meta{Actor: events.UserActor("ann"), Source: "192.0.2.1"}
+var operator = Meta{Actor: events.UserActor("ann"), Scope: new(labels.Everything()), Source: "192.0.2.1"}
 
 // does gives a command that must be carried out.
 func does(t testing.TB, d *Dispatcher, c Command) Result {
@@ -85,7 +86,7 @@ func logOf(t testing.TB, s events.Store) (out []events.Record) {
 func TestDoWritesADecision(t *testing.T) {
 	store := eventstest.NewMemory()
 	d, _ := dispatcher(t, store)
-	m := Meta{CommandID: "k1", Actor: events.UserActor("ann"), Source: "192.0.2.1", Traceparent: "00-aa-bb-01", Time: t0.Add(time.Nanosecond)}
+	m := Meta{CommandID: "k1", Actor: events.UserActor("ann"), Scope: new(labels.Everything()), Source: "192.0.2.1", Traceparent: "00-aa-bb-01", Time: t0.Add(time.Nanosecond)}
 	r, err := d.Do(t.Context(), registerWith(nil), m)
 	if err != nil {
 		t.Fatal(err)

@@ -33,6 +33,7 @@ const (
 	CodeTokenUsedUp = "token_used"   // every use of the join token is taken
 	CodeTokenEnded  = "token_ended"  // the join token has expired
 	CodeTokenClosed = "token_closed" // the join token was revoked
+	CodeOutOfScope  = "out_of_scope" // the labels would be outside the caller's scope
 )
 
 // Error is a refusal. Nothing was written.

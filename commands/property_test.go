@@ -14,6 +14,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/eventstest"
+	"pallas/events/labels"
 )
 
 // world is a small fleet that a property test plays with: one device, a few
@@ -56,7 +57,7 @@ func (w *world) give(c Command) {
 	}
 	for i := range n {
 		m := w.managers[rapid.IntRange(0, len(w.managers)-1).Draw(w.t, "manager")]
-		r, err := m.Do(context.Background(), c, Meta{Actor: "user:ann", Time: w.now})
+		r, err := m.Do(context.Background(), c, Meta{Actor: "user:ann", Scope: new(labels.Everything()), Time: w.now})
 		if err != nil && KindOf(err) == "" {
 			w.t.Fatalf("%T: %v", c, err)
 		}

@@ -28,6 +28,7 @@ import (
 	"pallas/commands"
 	"pallas/events"
 	"pallas/events/jsstore"
+	"pallas/events/labels"
 	"pallas/mqttgw/pki"
 	"pallas/mqttgw/wire"
 )
@@ -132,7 +133,7 @@ func (d *door) refusals(reason string) int {
 
 func (d *door) do(c commands.Command) {
 	d.t.Helper()
-	must(d.commands.Do(d.t.Context(), c, commands.Meta{Actor: events.UserActor("test")}))(d.t)
+	must(d.commands.Do(d.t.Context(), c, commands.Meta{Actor: events.UserActor("test"), Scope: new(labels.Everything())}))(d.t)
 }
 
 // device is what a test knows of a device.

@@ -275,13 +275,13 @@ func BenchmarkList(b *testing.B) {
 		filter DeviceFilter
 		want   int
 	}{
-		{"first", DeviceFilter{}, 100},
-		{"middle", DeviceFilter{Window: Window{Cursor: encodeCursor("device-name", "device-005000", "")}}, 100},
-		{"label", DeviceFilter{Selector: mustSelector(b, "site=s7")}, 100},
-		{"labels", DeviceFilter{Selector: mustSelector(b, "site in (s7,s9),role!=pos")}, 100},
-		{"connection", DeviceFilter{Connection: []Connection{ConnectionConnected}}, 100},
-		{"text", DeviceFilter{Text: "99"}, 100},
-		{"text, none", DeviceFilter{Text: "nobody"}, 0},
+		{"first", DeviceFilter{Scope: everything}, 100},
+		{"middle", DeviceFilter{Scope: everything, Window: Window{Cursor: encodeCursor("device-name", "device-005000", "")}}, 100},
+		{"label", DeviceFilter{Scope: everything, Selector: mustSelector(b, "site=s7")}, 100},
+		{"labels", DeviceFilter{Scope: everything, Selector: mustSelector(b, "site in (s7,s9),role!=pos")}, 100},
+		{"connection", DeviceFilter{Scope: everything, Connection: []Connection{ConnectionConnected}}, 100},
+		{"text", DeviceFilter{Scope: everything, Text: "99"}, 100},
+		{"text, none", DeviceFilter{Scope: everything, Text: "nobody"}, 0},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -296,7 +296,7 @@ func BenchmarkList(b *testing.B) {
 	b.Run("vms", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			p, err := d.VMs(b.Context(), VMFilter{Selector: mustSelector(b, "site=s7")})
+			p, err := d.VMs(b.Context(), VMFilter{Scope: everything, Selector: mustSelector(b, "site=s7")})
 			if err != nil || len(p.Items) != 100 {
 				b.Fatal(len(p.Items), err)
 			}
@@ -305,7 +305,7 @@ func BenchmarkList(b *testing.B) {
 	b.Run("counts", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := d.Counts(b.Context()); err != nil {
+			if _, err := d.Counts(b.Context(), everything); err != nil {
 				b.Fatal(err)
 			}
 		}

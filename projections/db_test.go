@@ -263,9 +263,9 @@ func TestClosed(t *testing.T) {
 	}
 	check(t, d.Close())
 	check(t, d.Close())
-	_, err = d.Devices(t.Context(), DeviceFilter{})
+	_, err = d.Devices(t.Context(), DeviceFilter{Scope: everything})
 	is(t, err, ErrClosed)
-	_, err = d.Counts(t.Context())
+	_, err = d.Counts(t.Context(), everything)
 	is(t, err, ErrClosed)
 }
 

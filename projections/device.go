@@ -92,9 +92,11 @@ type Device struct {
 	ChangedAt       time.Time
 }
 
-// DeviceFilter selects devices. Its zero value selects all. A set with several
-// values means any of them.
+// DeviceFilter selects devices of a scope, all when nothing else is set. A set
+// with several values means any of them.
 type DeviceFilter struct {
+	// Scope holds the devices that may be seen; the zero Scope none.
+	Scope      Scope
 	Trust      []Trust
 	Connection []Connection
 	Condition  []events.Condition
@@ -279,6 +281,8 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	if f.Sort != SortID && f.Sort != SortName && f.Sort != "" {
 		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
 	}
+	common, rest := f.Scope.Common() // one more reason to begin with a label
+	f.Selector = f.Selector.And(common)
 	from, err := choose(f.starts(), size)
 	if err != nil {
 		return query{}, err
@@ -308,7 +312,8 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	if f.Version != "" {
 		q.and("d.version = ?", f.Version)
 	}
-	q.selects(sel, "d.id")
+	q.selects(sel, ofDevice("d.id"))
+	q.within(rest, ofDevice("d.id"))
 	if f.Text != "" {
 		q.textIn(fold(f.Text), "d.id", "d.name_key", "d.host_key")
 	}
@@ -364,9 +369,12 @@ func plainDevices(rows []deviceRow) []Device {
 	return items
 }
 
-// Device returns one device, or ErrNotFound.
-func (d *DB) Device(ctx context.Context, id events.DeviceID) (Device, error) {
-	r, err := one(ctx, d, deviceColumns+" FROM devices d WHERE d.id = ?", []any{string(id)}, scanDevice)
+// Device returns one device of the scope, or ErrNotFound.
+func (d *DB) Device(ctx context.Context, scope Scope, id events.DeviceID) (Device, error) {
+	q := query{from: deviceColumns + " FROM devices d"}
+	q.and("d.id = ?", string(id))
+	q.within(scope, ofDevice("d.id"))
+	r, err := one(ctx, d, q, scanDevice)
 	if err != nil {
 		return Device{}, fmt.Errorf("device %q: %w", id, err)
 	}
@@ -379,11 +387,11 @@ const maxMatches = 20
 // minPrefix is how many characters of an id are enough to look for it.
 const minPrefix = 4
 
-// DevicesNamed returns what a person may mean by a word: the device with that
-// id, else those with that name in whatever case, else those whose id begins
+// DevicesNamed returns what a person may mean by a word, of the devices of a
+// scope: the device with that id, else those with that name in whatever case, else those whose id begins
 // with it (from 4 characters on). At most 20, in the order of names; none is
 // no error.
-func (d *DB) DevicesNamed(ctx context.Context, word string) ([]Device, error) {
+func (d *DB) DevicesNamed(ctx context.Context, scope Scope, word string) ([]Device, error) {
 	var rows []deviceRow
 	err := d.read(func(db *sql.DB) (err error) {
 		for _, step := range []struct {
@@ -398,8 +406,10 @@ func (d *DB) DevicesNamed(ctx context.Context, word string) ([]Device, error) {
 			if step.skip {
 				continue
 			}
-			text := deviceColumns + " FROM devices d WHERE " + step.cond + " ORDER BY d.name_key, d.id LIMIT ?"
-			rows, err = collect(ctx, db, text, append(step.args, maxMatches), scanDevice)
+			q := query{from: deviceColumns + " FROM devices d", tail: "ORDER BY d.name_key, d.id LIMIT ?"}
+			q.and(step.cond, step.args...)
+			q.within(scope, ofDevice("d.id"))
+			rows, err = collect(ctx, db, q.sql(), append(q.args, maxMatches), scanDevice)
 			if err != nil || len(rows) > 0 {
 				return err
 			}

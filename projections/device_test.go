@@ -17,7 +17,7 @@ import (
 // device returns the row of a device.
 func (d *DB) mustDevice(t testing.TB, id events.DeviceID) Device {
 	t.Helper()
-	dev, err := d.Device(t.Context(), id)
+	dev, err := d.Device(t.Context(), everything, id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestDeviceEvents(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if p, err := d.Devices(t.Context(), DeviceFilter{Selector: s}); err != nil || len(p.Items) != 1 {
+				if p, err := d.Devices(t.Context(), DeviceFilter{Scope: everything, Selector: s}); err != nil || len(p.Items) != 1 {
 					t.Errorf("devices of %s: %d, %v; want 1", s, len(p.Items), err)
 				}
 			}
@@ -127,7 +127,7 @@ func TestDeviceNotFound(t *testing.T) {
 	l := newLog(t)
 	l.device(deviceA, events.DeviceRenamed{Name: "never registered"})
 	d := given(t, l)
-	_, err := d.Device(t.Context(), deviceA)
+	_, err := d.Device(t.Context(), everything, deviceA)
 	is(t, err, ErrNotFound)
 }
 
@@ -139,7 +139,7 @@ func TestRetiredKeepsNoVMs(t *testing.T) {
 	l.inventory(deviceA, events.VMObserved{VM: events.VM{ID: vm1, Name: "x"}})
 	l.device(deviceA, events.DeviceRetired{})
 	l.inventory(deviceA, events.VMObserved{VM: events.VM{ID: vm2, Name: "y"}})
-	p, err := given(t, l).VMs(t.Context(), VMFilter{})
+	p, err := given(t, l).VMs(t.Context(), VMFilter{Scope: everything})
 	if err != nil || len(p.Items) != 0 {
 		t.Errorf("vms of a retired device: %v, %v", p.Items, err)
 	}
@@ -203,27 +203,27 @@ func TestDevicesPages(t *testing.T) {
 		filter DeviceFilter
 		want   func(Device) bool
 	}{
-		"all":        {DeviceFilter{}, func(Device) bool { return true }},
-		"trust":      {DeviceFilter{Trust: []Trust{TrustPending}}, func(d Device) bool { return d.Trust == TrustPending }},
-		"trusts":     {DeviceFilter{Trust: []Trust{TrustPending, TrustApproved}}, func(Device) bool { return true }},
-		"connection": {DeviceFilter{Connection: []Connection{ConnectionLost}}, func(d Device) bool { return d.Connection == ConnectionLost }},
-		"condition":  {DeviceFilter{Condition: []events.Condition{events.ConditionReadOnly}}, func(d Device) bool { return d.Condition == events.ConditionReadOnly }},
+		"all":        {DeviceFilter{Scope: everything}, func(Device) bool { return true }},
+		"trust":      {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending}}, func(d Device) bool { return d.Trust == TrustPending }},
+		"trusts":     {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending, TrustApproved}}, func(Device) bool { return true }},
+		"connection": {DeviceFilter{Scope: everything, Connection: []Connection{ConnectionLost}}, func(d Device) bool { return d.Connection == ConnectionLost }},
+		"condition":  {DeviceFilter{Scope: everything, Condition: []events.Condition{events.ConditionReadOnly}}, func(d Device) bool { return d.Condition == events.ConditionReadOnly }},
 		"conditions": {
-			DeviceFilter{Condition: []events.Condition{events.ConditionReadOnly, events.ConditionOK}},
+			DeviceFilter{Scope: everything, Condition: []events.Condition{events.ConditionReadOnly, events.ConditionOK}},
 			func(d Device) bool { return d.Condition != "" },
 		},
-		"version":  {DeviceFilter{Version: "8.0.1"}, func(d Device) bool { return version(d) == "8.0.1" }},
-		"selector": {DeviceFilter{Selector: mustSelector(t, "site=s1")}, func(d Device) bool { return d.Labels["site"] == "s1" }},
+		"version":  {DeviceFilter{Scope: everything, Version: "8.0.1"}, func(d Device) bool { return version(d) == "8.0.1" }},
+		"selector": {DeviceFilter{Scope: everything, Selector: mustSelector(t, "site=s1")}, func(d Device) bool { return d.Labels["site"] == "s1" }},
 		"selector and more": {
-			DeviceFilter{Selector: mustSelector(t, "parity!=1,site in (s0,s2)"), Trust: []Trust{TrustApproved}},
+			DeviceFilter{Scope: everything, Selector: mustSelector(t, "parity!=1,site in (s0,s2)"), Trust: []Trust{TrustApproved}},
 			func(d Device) bool {
 				return d.Labels["parity"] != "1" && d.Labels["site"] != "s1" && d.Trust == TrustApproved
 			},
 		},
-		"text in the name":   {DeviceFilter{Text: "n1"}, func(d Device) bool { return d.Name[1] == '1' }},
-		"text in the serial": {DeviceFilter{Text: "sn000"}, func(d Device) bool { return d.Host != nil && d.Host.Serial < "SN0010" }},
-		"text in the id":     {DeviceFilter{Text: string(fleetID(7))[:8]}, func(d Device) bool { return d.ID == fleetID(7) }},
-		"nothing":            {DeviceFilter{Text: "%"}, func(Device) bool { return false }},
+		"text in the name":   {DeviceFilter{Scope: everything, Text: "n1"}, func(d Device) bool { return d.Name[1] == '1' }},
+		"text in the serial": {DeviceFilter{Scope: everything, Text: "sn000"}, func(d Device) bool { return d.Host != nil && d.Host.Serial < "SN0010" }},
+		"text in the id":     {DeviceFilter{Scope: everything, Text: string(fleetID(7))[:8]}, func(d Device) bool { return d.ID == fleetID(7) }},
+		"nothing":            {DeviceFilter{Scope: everything, Text: "%"}, func(Device) bool { return false }},
 	} {
 		for _, sort := range []Sort{SortName, SortID} {
 			want := slices.DeleteFunc(slices.Clone(all), func(d Device) bool { return !tc.want(d) })
@@ -292,7 +292,7 @@ func TestDevicesNamed(t *testing.T) {
 		"":              nil,
 		"%":             nil,
 	} {
-		got, err := d.DevicesNamed(t.Context(), word)
+		got, err := d.DevicesNamed(t.Context(), everything, word)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -330,7 +330,7 @@ func TestCounts(t *testing.T) {
 		events.VMObserved{VM: events.VM{ID: vm1, Power: events.PowerOn}}, events.VMObserved{VM: events.VM{ID: vm2, Power: events.PowerOff}})
 	l.tasks(deviceA, events.TaskRequested{Task: task1, Kind: events.TaskVMReset, VM: vm1})
 	p := l.tasks(deviceA, events.TaskRequested{Task: task2, Kind: events.TaskVMReset, VM: vm1}, events.TaskSucceeded{Task: task2})
-	got, err := given(t, l).Counts(t.Context())
+	got, err := given(t, l).Counts(t.Context(), everything)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,16 +373,16 @@ func TestBadFilters(t *testing.T) {
 		list  func(context.Context) error
 		field string
 	}{
-		"devices limit":  {devices(DeviceFilter{Window: Window{Limit: MaxLimit + 1}}), "limit"},
-		"vms limit":      {vms(VMFilter{Window: Window{Limit: -1}}), "limit"},
-		"tasks limit":    {tasks(TaskFilter{Window: Window{Limit: MaxLimit + 1}}), "limit"},
-		"tokens limit":   {tokens(JoinTokenFilter{Window: Window{Limit: -5}}), "limit"},
-		"uses limit":     {uses(TokenUseFilter{Window: Window{Limit: -5}}), "limit"},
-		"devices sort":   {devices(DeviceFilter{Sort: "age"}), "sort"},
-		"vms sort":       {vms(VMFilter{Sort: "age"}), "sort"},
-		"devices text":   {devices(DeviceFilter{Text: long}), "q"},
-		"vms text":       {vms(VMFilter{Text: long}), "q"},
-		"task without a": {tasks(TaskFilter{VM: vm1}), "vm"},
+		"devices limit":  {devices(DeviceFilter{Scope: everything, Window: Window{Limit: MaxLimit + 1}}), "limit"},
+		"vms limit":      {vms(VMFilter{Scope: everything, Window: Window{Limit: -1}}), "limit"},
+		"tasks limit":    {tasks(TaskFilter{Scope: everything, Window: Window{Limit: MaxLimit + 1}}), "limit"},
+		"tokens limit":   {tokens(JoinTokenFilter{Scope: everything, Window: Window{Limit: -5}}), "limit"},
+		"uses limit":     {uses(TokenUseFilter{Scope: everything, Window: Window{Limit: -5}}), "limit"},
+		"devices sort":   {devices(DeviceFilter{Scope: everything, Sort: "age"}), "sort"},
+		"vms sort":       {vms(VMFilter{Scope: everything, Sort: "age"}), "sort"},
+		"devices text":   {devices(DeviceFilter{Scope: everything, Text: long}), "q"},
+		"vms text":       {vms(VMFilter{Scope: everything, Text: long}), "q"},
+		"task without a": {tasks(TaskFilter{Scope: everything, VM: vm1}), "vm"},
 	} {
 		var field *FieldError
 		if err := tc.list(t.Context()); !errors.As(err, &field) || field.Field != tc.field {
@@ -396,8 +396,8 @@ func TestBadFilters(t *testing.T) {
 	} {
 		w := Window{Cursor: cursor}
 		for _, list := range []func(context.Context) error{
-			devices(DeviceFilter{Window: w}), devices(DeviceFilter{Window: w, Sort: SortID}), vms(VMFilter{Window: w}), vms(VMFilter{Window: w, Sort: SortID}),
-			tasks(TaskFilter{Window: w}), tokens(JoinTokenFilter{Window: w}), uses(TokenUseFilter{Window: w}),
+			devices(DeviceFilter{Scope: everything, Window: w}), devices(DeviceFilter{Scope: everything, Window: w, Sort: SortID}), vms(VMFilter{Scope: everything, Window: w}), vms(VMFilter{Scope: everything, Window: w, Sort: SortID}),
+			tasks(TaskFilter{Scope: everything, Window: w}), tokens(JoinTokenFilter{Scope: everything, Window: w}), uses(TokenUseFilter{Scope: everything, Window: w}),
 		} {
 			if err := list(t.Context()); !errors.Is(err, ErrBadCursor) {
 				t.Errorf("cursor %q: %v", cursor, err)

@@ -12,6 +12,7 @@ import (
 
 	"pallas/events"
 	"pallas/events/eventstest"
+	"pallas/events/labels"
 )
 
 // patience bounds every wait for something that ought to happen.
@@ -28,6 +29,9 @@ const (
 	token1  = events.TokenID("80000000-0000-7000-8000-000000000001")
 	token2  = events.TokenID("80000000-0000-7000-8000-000000000002")
 )
+
+// everything is the scope of whoever may see all.
+var everything = labels.Everything()
 
 // at is the instant of the test's n-th minute.
 func at(n int) time.Time {

@@ -21,9 +21,11 @@ type VM struct {
 	ChangedPosition uint64
 }
 
-// VMFilter selects virtual machines. Its zero value selects all. A set with
-// several values means any of them.
+// VMFilter selects virtual machines on the devices of a scope, all when nothing
+// else is set. A set with several values means any of them.
 type VMFilter struct {
+	// Scope holds the devices that may be seen; the zero Scope none.
+	Scope  Scope
 	Device events.DeviceID
 	Power  []events.PowerState
 	Tools  []events.ToolsState
@@ -241,6 +243,8 @@ func (f VMFilter) query(size sizer) (query, error) {
 		return query{}, &FieldError{"sort", fmt.Sprintf("want %s or %s", SortName, SortID)}
 	}
 	const names = " LEFT JOIN devices d ON d.id = v.device"
+	common, rest := f.Scope.Common()
+	f.Selector = f.Selector.And(common)
 	q := query{from: vmColumns + " FROM vms v"}
 	var from *start
 	if f.Device == "" || f.Sort != SortID {
@@ -270,7 +274,8 @@ func (f VMFilter) query(size sizer) (query, error) {
 	}
 	in(&q, "v.power", f.Power)
 	in(&q, "v.tools", f.Tools)
-	q.selects(sel, "v.device")
+	q.selects(sel, ofDevice("v.device"))
+	q.within(rest, ofDevice("v.device"))
 	if f.Text != "" {
 		q.textIn(fold(f.Text), "v.id", "v.name_key", "lower(v.guest_name)", "lower(v.hostname)", "lower(v.ips)")
 	}
@@ -326,26 +331,29 @@ func plainVMs(rows []vmRow) []VM {
 	return items
 }
 
-// VM returns one virtual machine, or ErrNotFound.
-func (d *DB) VM(ctx context.Context, device events.DeviceID, id events.VMID) (VM, error) {
-	r, err := one(ctx, d, vmColumns+" FROM vms v LEFT JOIN devices d ON d.id = v.device WHERE v.device = ? AND v.id = ?",
-		[]any{string(device), string(id)}, scanVM)
+// VM returns one virtual machine on a device of the scope, or ErrNotFound.
+func (d *DB) VM(ctx context.Context, scope Scope, device events.DeviceID, id events.VMID) (VM, error) {
+	q := query{from: vmColumns + " FROM vms v LEFT JOIN devices d ON d.id = v.device"}
+	q.and("v.device = ? AND v.id = ?", string(device), string(id))
+	q.within(scope, ofDevice("v.device"))
+	r, err := one(ctx, d, q, scanVM)
 	if err != nil {
 		return VM{}, fmt.Errorf("vm %q of device %q: %w", id, device, err)
 	}
 	return r.VM, nil
 }
 
-// VMsNamed returns what a person may mean by a word on a device: the virtual
+// VMsNamed returns what a person may mean by a word on a device of the scope: the virtual
 // machine with that id, else those with that name in whatever case. At most
 // 20; none is no error.
-func (d *DB) VMsNamed(ctx context.Context, device events.DeviceID, word string) ([]VM, error) {
+func (d *DB) VMsNamed(ctx context.Context, scope Scope, device events.DeviceID, word string) ([]VM, error) {
 	var rows []vmRow
 	err := d.read(func(db *sql.DB) (err error) {
 		for _, step := range []struct{ cond, arg string }{{"v.id = ?", word}, {"v.name_key = ?", fold(word)}} {
-			text := vmColumns + " FROM vms v LEFT JOIN devices d ON d.id = v.device WHERE v.device = ? AND " +
-				step.cond + " ORDER BY v.name_key, v.id LIMIT ?"
-			rows, err = collect(ctx, db, text, []any{string(device), step.arg, maxMatches}, scanVM)
+			q := query{from: vmColumns + " FROM vms v LEFT JOIN devices d ON d.id = v.device", tail: "ORDER BY v.name_key, v.id LIMIT ?"}
+			q.and("v.device = ? AND "+step.cond, string(device), step.arg)
+			q.within(scope, ofDevice("v.device"))
+			rows, err = collect(ctx, db, q.sql(), append(q.args, maxMatches), scanVM)
 			if err != nil || len(rows) > 0 {
 				return err
 			}

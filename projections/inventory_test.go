@@ -137,7 +137,7 @@ func TestVMEvents(t *testing.T) {
 				last = l.inventory(deviceA, e)
 			}
 			d := given(t, l)
-			p, err := d.VMs(t.Context(), VMFilter{Device: deviceA})
+			p, err := d.VMs(t.Context(), VMFilter{Scope: everything, Device: deviceA})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,7 +151,7 @@ func TestVMEvents(t *testing.T) {
 			if diff := cmp.Diff(want, p.Items, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("vms (-want +got):\n%s", diff)
 			}
-			one, err := d.VM(t.Context(), deviceA, vm1)
+			one, err := d.VM(t.Context(), everything, deviceA, vm1)
 			if len(want) == 0 {
 				is(t, err, ErrNotFound)
 			} else if diff := cmp.Diff(want[0], one); diff != "" || err != nil {
@@ -203,7 +203,7 @@ func TestPatchShapes(t *testing.T) {
 		want = p.Apply(want)
 	}
 	d := given(t, l)
-	got, err := d.VM(t.Context(), deviceA, vm1)
+	got, err := d.VM(t.Context(), everything, deviceA, vm1)
 	if diff := cmp.Diff(want, got.VM); diff != "" || err != nil {
 		t.Errorf("vm: %v (-want +got):\n%s", err, diff)
 	}
@@ -235,7 +235,7 @@ func vmFleet(t testing.TB) *eventLog {
 
 func TestVMsPages(t *testing.T) {
 	d := given(t, vmFleet(t))
-	all, err := d.VMs(t.Context(), VMFilter{})
+	all, err := d.VMs(t.Context(), VMFilter{Scope: everything})
 	if err != nil || len(all.Items) != 12 {
 		t.Fatalf("vms: %d, %v", len(all.Items), err)
 	}
@@ -250,20 +250,20 @@ func TestVMsPages(t *testing.T) {
 		filter VMFilter
 		want   func(VM) bool
 	}{
-		"all":        {VMFilter{}, func(VM) bool { return true }},
-		"device":     {VMFilter{Device: deviceB}, func(v VM) bool { return v.Device == deviceB }},
-		"power":      {VMFilter{Power: []events.PowerState{events.PowerOn}}, on},
-		"powers":     {VMFilter{Power: []events.PowerState{events.PowerOn, events.PowerOff}}, func(VM) bool { return true }},
-		"device, on": {VMFilter{Device: deviceA, Power: []events.PowerState{events.PowerOn}}, func(v VM) bool { return v.Device == deviceA && on(v) }},
-		"tools":      {VMFilter{Tools: []events.ToolsState{events.ToolsRunning}}, on},
-		"selector":   {VMFilter{Selector: mustSelector(t, "site=muc,tier")}, func(v VM) bool { return v.Device == deviceB }},
-		"not":        {VMFilter{Selector: mustSelector(t, "tier!=1")}, func(v VM) bool { return v.Device == deviceA }},
-		"name":       {VMFilter{Text: "APP03"}, func(v VM) bool { return v.Name == "App03" }},
-		"hostname":   {VMFilter{Text: "HOST1"}, func(v VM) bool { return v.Hostname[4] == '1' }},
-		"guest":      {VMFilter{Text: "gnu/"}, func(VM) bool { return true }},
-		"address":    {VMFilter{Text: "db8::a"}, func(v VM) bool { return v.IPs[0] == "2001:DB8::a" }},
-		"id":         {VMFilter{Text: "vm-90"}, func(v VM) bool { return v.ID == "vm-90" }},
-		"nothing":    {VMFilter{Text: "_"}, func(VM) bool { return false }},
+		"all":        {VMFilter{Scope: everything}, func(VM) bool { return true }},
+		"device":     {VMFilter{Scope: everything, Device: deviceB}, func(v VM) bool { return v.Device == deviceB }},
+		"power":      {VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}}, on},
+		"powers":     {VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn, events.PowerOff}}, func(VM) bool { return true }},
+		"device, on": {VMFilter{Scope: everything, Device: deviceA, Power: []events.PowerState{events.PowerOn}}, func(v VM) bool { return v.Device == deviceA && on(v) }},
+		"tools":      {VMFilter{Scope: everything, Tools: []events.ToolsState{events.ToolsRunning}}, on},
+		"selector":   {VMFilter{Scope: everything, Selector: mustSelector(t, "site=muc,tier")}, func(v VM) bool { return v.Device == deviceB }},
+		"not":        {VMFilter{Scope: everything, Selector: mustSelector(t, "tier!=1")}, func(v VM) bool { return v.Device == deviceA }},
+		"name":       {VMFilter{Scope: everything, Text: "APP03"}, func(v VM) bool { return v.Name == "App03" }},
+		"hostname":   {VMFilter{Scope: everything, Text: "HOST1"}, func(v VM) bool { return v.Hostname[4] == '1' }},
+		"guest":      {VMFilter{Scope: everything, Text: "gnu/"}, func(VM) bool { return true }},
+		"address":    {VMFilter{Scope: everything, Text: "db8::a"}, func(v VM) bool { return v.IPs[0] == "2001:DB8::a" }},
+		"id":         {VMFilter{Scope: everything, Text: "vm-90"}, func(v VM) bool { return v.ID == "vm-90" }},
+		"nothing":    {VMFilter{Scope: everything, Text: "_"}, func(VM) bool { return false }},
 	} {
 		for _, sort := range []Sort{SortName, SortID} {
 			var want []VM
@@ -301,7 +301,7 @@ func TestVMsPages(t *testing.T) {
 func TestVMsNamed(t *testing.T) {
 	d := given(t, vmFleet(t))
 	for word, want := range map[string]int{"app00": 1, "APP03": 1, "vm-98": 1, "vm-99": 0, "": 0, "app": 0} {
-		got, err := d.VMsNamed(t.Context(), deviceA, word)
+		got, err := d.VMsNamed(t.Context(), everything, deviceA, word)
 		if err != nil || len(got) != want {
 			t.Errorf("%q: %d, %v; want %d", word, len(got), err, want)
 		}

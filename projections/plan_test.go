@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 // build returns the query of a filter when each of its conditions is met by so
@@ -44,60 +45,83 @@ func TestQueryPlans(t *testing.T) {
 	deviceCursor := Window{Cursor: encodeCursor("device-name", "n", "i")}
 	vmCursor := Window{Cursor: encodeCursor("vm-name", "n", "d", "i")}
 	taskCursor := Window{Cursor: encodeCursor("task", 7, "i")}
+	scope := func(s ...string) Scope {
+		sels := make([]Selector, len(s))
+		for i := range s {
+			sels[i] = mustSelector(t, s[i])
+		}
+		return labels.Union(sels...)
+	}
+	one, two := scope("a=b"), scope("a=b,c", "d!=e").Intersect(scope("f=g"))
 	for name, tc := range map[string]struct {
 		filter any
 		first  string // what drives the query
 	}{
-		"devices":            {DeviceFilter{}, "SCAN d USING INDEX devices_by_name"},
-		"devices, next":      {DeviceFilter{Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
-		"devices by id":      {DeviceFilter{Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
-		"devices by id, two": {DeviceFilter{Sort: SortID, Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"devices":            {DeviceFilter{Scope: everything}, "SCAN d USING INDEX devices_by_name"},
+		"devices, next":      {DeviceFilter{Scope: everything, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
+		"devices by id":      {DeviceFilter{Scope: everything, Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"devices by id, two": {DeviceFilter{Scope: everything, Sort: SortID, Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
 		"devices by id, next": {
-			DeviceFilter{Sort: SortID, Window: Window{Cursor: encodeCursor("device-id", "i")}},
+			DeviceFilter{Scope: everything, Sort: SortID, Window: Window{Cursor: encodeCursor("device-id", "i")}},
 			"SEARCH d USING INDEX sqlite_autoindex_devices_1 (id>?)",
 		},
-		"trust":        {DeviceFilter{Trust: []Trust{TrustPending}}, "SEARCH d USING INDEX devices_by_trust (trust=?)"},
-		"trust, next":  {DeviceFilter{Trust: []Trust{TrustPending}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_trust (trust=? AND (name_key,id)>(?,?))"},
-		"trusts":       {DeviceFilter{Trust: []Trust{TrustPending, TrustApproved}}, "SCAN d USING INDEX devices_by_name"},
-		"trusts, next": {DeviceFilter{Trust: []Trust{TrustPending, TrustApproved}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
-		"connection":   {DeviceFilter{Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_connection (connection=?)"},
-		"condition":    {DeviceFilter{Condition: []events.Condition{events.ConditionDenied}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_condition (condition=?)"},
-		"version":      {DeviceFilter{Version: "8.0.2", Trust: []Trust{TrustApproved}}, "SEARCH d USING INDEX devices_by_version (version=?)"},
-		"text":         {DeviceFilter{Text: "x"}, "SCAN d USING INDEX devices_by_name"},
-		"label":        {DeviceFilter{Selector: mustSelector(t, "a=b")}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
+		"trust":        {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending}}, "SEARCH d USING INDEX devices_by_trust (trust=?)"},
+		"trust, next":  {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_trust (trust=? AND (name_key,id)>(?,?))"},
+		"trusts":       {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending, TrustApproved}}, "SCAN d USING INDEX devices_by_name"},
+		"trusts, next": {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending, TrustApproved}, Window: deviceCursor}, "SEARCH d USING INDEX devices_by_name ((name_key,id)>(?,?))"},
+		"connection":   {DeviceFilter{Scope: everything, Trust: []Trust{TrustApproved}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_connection (connection=?)"},
+		"condition":    {DeviceFilter{Scope: everything, Condition: []events.Condition{events.ConditionDenied}, Connection: []Connection{ConnectionLost}}, "SEARCH d USING INDEX devices_by_condition (condition=?)"},
+		"version":      {DeviceFilter{Scope: everything, Version: "8.0.2", Trust: []Trust{TrustApproved}}, "SEARCH d USING INDEX devices_by_version (version=?)"},
+		"text":         {DeviceFilter{Scope: everything, Text: "x"}, "SCAN d USING INDEX devices_by_name"},
+		"label":        {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a=b")}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
 		"label, next": {
-			DeviceFilter{Selector: mustSelector(t, "a=b,c"), Window: deviceCursor},
+			DeviceFilter{Scope: everything, Selector: mustSelector(t, "a=b,c"), Window: deviceCursor},
 			"SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=? AND (name_key,device)>(?,?))",
 		},
 		"label and more": {
-			DeviceFilter{Selector: mustSelector(t, "c!=d,a=b,!x,e in (f,g)"), Trust: []Trust{TrustApproved}, Text: "q"},
+			DeviceFilter{Scope: everything, Selector: mustSelector(t, "c!=d,a=b,!x,e in (f,g)"), Trust: []Trust{TrustApproved}, Text: "q"},
 			"SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)",
 		},
-		"labels":               {DeviceFilter{Selector: mustSelector(t, "a in (b,c),!d,e notin (f,g),h")}, "SCAN d USING INDEX devices_by_name"},
-		"labels by id":         {DeviceFilter{Selector: mustSelector(t, "a=b,c"), Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
-		"vms":                  {VMFilter{}, "SCAN v USING INDEX vms_by_name"},
-		"vms, next":            {VMFilter{Window: vmCursor}, "SEARCH v USING INDEX vms_by_name ((name_key,device,id)>(?,?,?))"},
-		"vms by id":            {VMFilter{Sort: SortID}, "SCAN v USING INDEX sqlite_autoindex_vms_1"},
-		"vms of one by id":     {VMFilter{Device: deviceA, Sort: SortID}, "SEARCH v USING INDEX sqlite_autoindex_vms_1 (device=?)"},
-		"vms of one":           {VMFilter{Device: deviceA, Power: []events.PowerState{events.PowerOn}}, "SEARCH v USING INDEX vms_by_device (device=?)"},
-		"vms of one, next":     {VMFilter{Device: deviceA, Window: vmCursor}, "SEARCH v USING INDEX vms_by_device (device=?"},
-		"power":                {VMFilter{Power: []events.PowerState{events.PowerOn}, Tools: []events.ToolsState{events.ToolsRunning}}, "SEARCH v USING INDEX vms_by_power (power=?)"},
-		"power, next":          {VMFilter{Power: []events.PowerState{events.PowerOn}, Window: vmCursor}, "SEARCH v USING INDEX vms_by_power (power=? AND (name_key,device,id)>(?,?,?))"},
-		"vms by label":         {VMFilter{Selector: mustSelector(t, "a=b,c!=d,e in (f,g)")}, "SCAN v USING INDEX vms_by_name"},
-		"vms by text":          {VMFilter{Text: "x"}, "SCAN v USING INDEX vms_by_name"},
-		"tasks":                {TaskFilter{}, "SCAN t USING INDEX tasks_by_request"},
-		"tasks, next":          {TaskFilter{Window: taskCursor}, "SEARCH t USING INDEX tasks_by_request ((requested_position,id)<(?,?))"},
-		"tasks of one":         {TaskFilter{Device: deviceA, Open: true}, "SEARCH t USING INDEX tasks_by_device (device=?)"},
-		"tasks of one, next":   {TaskFilter{Device: deviceA, Window: taskCursor}, "SEARCH t USING INDEX tasks_by_device (device=? AND (requested_position,id)<(?,?))"},
-		"tasks of a vm":        {TaskFilter{Device: deviceA, VM: vm1}, "SEARCH t USING INDEX tasks_by_vm (device=? AND vm=?)"},
-		"open tasks":           {TaskFilter{Open: true, Kind: events.TaskVMReset}, "SCAN t USING INDEX tasks_open"},
-		"open tasks, next":     {TaskFilter{Open: true, Window: taskCursor}, "SEARCH t USING INDEX tasks_open ((requested_position,id)<(?,?))"},
-		"tasks by status":      {TaskFilter{Status: []events.TaskStatus{events.TaskStatusFailed}}, "SEARCH t USING INDEX tasks_by_status (status=?)"},
-		"tasks by open status": {TaskFilter{Status: []events.TaskStatus{events.TaskStatusRequested, events.TaskStatusAccepted}}, "SCAN t USING INDEX tasks_open"},
-		"tasks by statuses":    {TaskFilter{Status: []events.TaskStatus{events.TaskStatusFailed, events.TaskStatusExpired}}, "SCAN t USING INDEX tasks_by_request"},
-		"tokens":               {JoinTokenFilter{UsableAt: at(1)}, "SCAN t USING INDEX join_tokens_by_creation"},
-		"tokens, next":         {JoinTokenFilter{Window: Window{Cursor: encodeCursor("join-token", 1, "i")}}, "SEARCH t USING INDEX join_tokens_by_creation ((created_position,id)<(?,?))"},
-		"uses":                 {TokenUseFilter{Token: token1, Window: Window{Cursor: encodeCursor("token-use", 1, "i")}}, "SEARCH u USING INDEX join_token_uses_by_position (token=? AND (position,device)>(?,?))"},
+		"labels":               {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a in (b,c),!d,e notin (f,g),h")}, "SCAN d USING INDEX devices_by_name"},
+		"labels by id":         {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a=b,c"), Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"vms":                  {VMFilter{Scope: everything}, "SCAN v USING INDEX vms_by_name"},
+		"vms, next":            {VMFilter{Scope: everything, Window: vmCursor}, "SEARCH v USING INDEX vms_by_name ((name_key,device,id)>(?,?,?))"},
+		"vms by id":            {VMFilter{Scope: everything, Sort: SortID}, "SCAN v USING INDEX sqlite_autoindex_vms_1"},
+		"vms of one by id":     {VMFilter{Scope: everything, Device: deviceA, Sort: SortID}, "SEARCH v USING INDEX sqlite_autoindex_vms_1 (device=?)"},
+		"vms of one":           {VMFilter{Scope: everything, Device: deviceA, Power: []events.PowerState{events.PowerOn}}, "SEARCH v USING INDEX vms_by_device (device=?)"},
+		"vms of one, next":     {VMFilter{Scope: everything, Device: deviceA, Window: vmCursor}, "SEARCH v USING INDEX vms_by_device (device=?"},
+		"power":                {VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}, Tools: []events.ToolsState{events.ToolsRunning}}, "SEARCH v USING INDEX vms_by_power (power=?)"},
+		"power, next":          {VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}, Window: vmCursor}, "SEARCH v USING INDEX vms_by_power (power=? AND (name_key,device,id)>(?,?,?))"},
+		"vms by label":         {VMFilter{Scope: everything, Selector: mustSelector(t, "a=b,c!=d,e in (f,g)")}, "SCAN v USING INDEX vms_by_name"},
+		"vms by text":          {VMFilter{Scope: everything, Text: "x"}, "SCAN v USING INDEX vms_by_name"},
+		"tasks":                {TaskFilter{Scope: everything}, "SCAN t USING INDEX tasks_by_request"},
+		"tasks, next":          {TaskFilter{Scope: everything, Window: taskCursor}, "SEARCH t USING INDEX tasks_by_request ((requested_position,id)<(?,?))"},
+		"tasks of one":         {TaskFilter{Scope: everything, Device: deviceA, Open: true}, "SEARCH t USING INDEX tasks_by_device (device=?)"},
+		"tasks of one, next":   {TaskFilter{Scope: everything, Device: deviceA, Window: taskCursor}, "SEARCH t USING INDEX tasks_by_device (device=? AND (requested_position,id)<(?,?))"},
+		"tasks of a vm":        {TaskFilter{Scope: everything, Device: deviceA, VM: vm1}, "SEARCH t USING INDEX tasks_by_vm (device=? AND vm=?)"},
+		"open tasks":           {TaskFilter{Scope: everything, Open: true, Kind: events.TaskVMReset}, "SCAN t USING INDEX tasks_open"},
+		"open tasks, next":     {TaskFilter{Scope: everything, Open: true, Window: taskCursor}, "SEARCH t USING INDEX tasks_open ((requested_position,id)<(?,?))"},
+		"tasks by status":      {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusFailed}}, "SEARCH t USING INDEX tasks_by_status (status=?)"},
+		"tasks by open status": {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusRequested, events.TaskStatusAccepted}}, "SCAN t USING INDEX tasks_open"},
+		"tasks by statuses":    {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusFailed, events.TaskStatusExpired}}, "SCAN t USING INDEX tasks_by_request"},
+		"tokens":               {JoinTokenFilter{Scope: everything, UsableAt: at(1)}, "SCAN t USING INDEX join_tokens_by_creation"},
+		"tokens, next":         {JoinTokenFilter{Scope: everything, Window: Window{Cursor: encodeCursor("join-token", 1, "i")}}, "SEARCH t USING INDEX join_tokens_by_creation ((created_position,id)<(?,?))"},
+		"uses":                 {TokenUseFilter{Scope: everything, Token: token1, Window: Window{Cursor: encodeCursor("token-use", 1, "i")}}, "SEARCH u USING INDEX join_token_uses_by_position (token=? AND (position,device)>(?,?))"},
+
+		"devices of a scope":         {DeviceFilter{Scope: one}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
+		"devices of a scope, next":   {DeviceFilter{Scope: two, Window: deviceCursor}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=? AND (name_key,device)>(?,?))"},
+		"devices of a scope, lost":   {DeviceFilter{Scope: one, Connection: []Connection{ConnectionLost}}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
+		"devices of a scope, by id":  {DeviceFilter{Scope: one, Sort: SortID}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
+		"devices of two":             {DeviceFilter{Scope: scope("a=b", "c=d")}, "SCAN d USING INDEX devices_by_name"},
+		"devices of nothing":         {DeviceFilter{}, "SCAN d USING INDEX devices_by_name"},
+		"vms of a scope":             {VMFilter{Scope: two}, "SCAN v USING INDEX vms_by_name"},
+		"vms of one, of a scope":     {VMFilter{Scope: one, Device: deviceA}, "SEARCH v USING INDEX vms_by_device (device=?)"},
+		"tasks of a scope":           {TaskFilter{Scope: one}, "SCAN t USING INDEX tasks_by_request"},
+		"tasks of a scope, next":     {TaskFilter{Scope: two, Window: taskCursor}, "SEARCH t USING INDEX tasks_by_request ((requested_position,id)<(?,?))"},
+		"open tasks of a scope":      {TaskFilter{Scope: one, Open: true}, "SCAN t USING INDEX tasks_open"},
+		"tasks of one, of a scope":   {TaskFilter{Scope: one, Device: deviceA}, "SEARCH t USING INDEX tasks_by_device (device=?)"},
+		"tokens of a scope":          {JoinTokenFilter{Scope: two}, "SCAN t USING INDEX join_tokens_by_creation"},
+		"uses by devices of a scope": {TokenUseFilter{Scope: one, Token: token1}, "SEARCH u USING INDEX join_token_uses_by_position (token=?)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := build(t, tc.filter, manyRows)
@@ -106,7 +130,7 @@ func TestQueryPlans(t *testing.T) {
 				t.Errorf("plan begins %q, want %q", plan[0], tc.first)
 			}
 			inner := regexp.MustCompile(`^(SEARCH d USING INDEX sqlite_autoindex_devices_1 \(id=\?\)|` +
-				`SEARCH s USING PRIMARY KEY \(device=\? AND key=\?\)|` +
+				`SEARCH s USING PRIMARY KEY \(device=\? AND key=\?\)|SCAN s VIRTUAL TABLE INDEX 1:|` +
 				`SEARCH v USING COVERING INDEX vms_by_device \(device=\?\)|CORRELATED SCALAR SUBQUERY)`)
 			for _, line := range plan {
 				if strings.Contains(line, "TEMP B-TREE") {
@@ -134,20 +158,24 @@ func TestSortedPlans(t *testing.T) {
 		filter any
 		first  string // what drives the inner query
 	}{
-		"label in":         {DeviceFilter{Selector: mustSelector(t, "a in (b,c)")}, byLabel + "(key=? AND value=?)"},
-		"label exists":     {DeviceFilter{Selector: mustSelector(t, "a,!b,c!=d")}, byLabel + "(key=?)"},
-		"label in, next":   {DeviceFilter{Selector: mustSelector(t, "a in (b,c)"), Window: Window{Cursor: encodeCursor("device-name", "n", "i")}}, byLabel + "(key=? AND value=?)"},
-		"label by id":      {DeviceFilter{Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
-		"connections":      {DeviceFilter{Connection: []Connection{ConnectionLost, ConnectionNever}}, "SEARCH d USING COVERING INDEX devices_by_connection (connection=?)"},
-		"conditions":       {DeviceFilter{Condition: []events.Condition{"", events.ConditionDenied}}, "SEARCH d USING COVERING INDEX devices_by_condition (condition=?)"},
-		"trusts":           {DeviceFilter{Trust: []Trust{TrustPending, TrustRetired}}, "SEARCH d USING COVERING INDEX devices_by_trust (trust=?)"},
-		"text":             {DeviceFilter{Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
-		"text by id":       {DeviceFilter{Text: "till", Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
-		"vms by label":     {VMFilter{Selector: mustSelector(t, "a=b,c!=d")}, byLabel + "(key=? AND value=?)"},
-		"vms by label, id": {VMFilter{Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
-		"vms by powers":    {VMFilter{Power: []events.PowerState{events.PowerSuspended, events.PowerUnknown}}, "SEARCH v USING COVERING INDEX vms_by_power (power=?)"},
-		"vms by text":      {VMFilter{Text: "till", Tools: []events.ToolsState{events.ToolsRunning}, Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
-		"vms by text only": {VMFilter{Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"label in":         {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a in (b,c)")}, byLabel + "(key=? AND value=?)"},
+		"label exists":     {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a,!b,c!=d")}, byLabel + "(key=?)"},
+		"label in, next":   {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a in (b,c)"), Window: Window{Cursor: encodeCursor("device-name", "n", "i")}}, byLabel + "(key=? AND value=?)"},
+		"label by id":      {DeviceFilter{Scope: everything, Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
+		"connections":      {DeviceFilter{Scope: everything, Connection: []Connection{ConnectionLost, ConnectionNever}}, "SEARCH d USING COVERING INDEX devices_by_connection (connection=?)"},
+		"conditions":       {DeviceFilter{Scope: everything, Condition: []events.Condition{"", events.ConditionDenied}}, "SEARCH d USING COVERING INDEX devices_by_condition (condition=?)"},
+		"trusts":           {DeviceFilter{Scope: everything, Trust: []Trust{TrustPending, TrustRetired}}, "SEARCH d USING COVERING INDEX devices_by_trust (trust=?)"},
+		"text":             {DeviceFilter{Scope: everything, Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"text by id":       {DeviceFilter{Scope: everything, Text: "till", Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"vms by label":     {VMFilter{Scope: everything, Selector: mustSelector(t, "a=b,c!=d")}, byLabel + "(key=? AND value=?)"},
+		"vms by label, id": {VMFilter{Scope: everything, Selector: mustSelector(t, "a=b"), Sort: SortID}, byLabel + "(key=? AND value=?)"},
+		"vms by powers":    {VMFilter{Scope: everything, Power: []events.PowerState{events.PowerSuspended, events.PowerUnknown}}, "SEARCH v USING COVERING INDEX vms_by_power (power=?)"},
+		"vms by text":      {VMFilter{Scope: everything, Text: "till", Tools: []events.ToolsState{events.ToolsRunning}, Sort: SortID}, "SCAN x VIRTUAL TABLE INDEX 2:"},
+		"scope":            {DeviceFilter{Scope: labels.Union(mustSelector(t, "a=b"), mustSelector(t, "a=c"))}, byLabel + "(key=? AND value=?)"},
+		"vms of a scope":   {VMFilter{Scope: labels.Union(mustSelector(t, "a=b,c!=d"))}, byLabel + "(key=? AND value=?)"},
+		"tasks of a scope": {TaskFilter{Scope: labels.Union(mustSelector(t, "a=b,c!=d"))}, byLabel + "(key=? AND value=?)"},
+		"failed tasks":     {TaskFilter{Scope: labels.Union(mustSelector(t, "a=b")), Status: []events.TaskStatus{events.TaskStatusFailed}}, byLabel + "(key=? AND value=?)"},
+		"vms by text only": {VMFilter{Scope: everything, Text: "till"}, "SCAN x VIRTUAL TABLE INDEX 2:"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := build(t, tc.filter, fewRows)
@@ -161,7 +189,7 @@ func TestSortedPlans(t *testing.T) {
 			if len(inner) == 0 || !strings.HasPrefix(inner[0], tc.first) {
 				t.Errorf("does not begin with %q", tc.first)
 			}
-			if !regexp.MustCompile(`^SEARCH [dv] USING INTEGER PRIMARY KEY \(rowid=\?\)`).MatchString(plan[0]) {
+			if !regexp.MustCompile(`^SEARCH [dvt] USING INTEGER PRIMARY KEY \(rowid=\?\)`).MatchString(plan[0]) {
 				t.Errorf("fetches by %q", plan[0])
 			}
 			for _, line := range inner {
@@ -179,11 +207,12 @@ func TestSortedPlans(t *testing.T) {
 // TestSizePlans looks at how the rows of each start are counted.
 func TestSizePlans(t *testing.T) {
 	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
-	starts := append(DeviceFilter{
+	starts := append(DeviceFilter{Scope: everything,
 		Trust: []Trust{TrustPending}, Connection: []Connection{ConnectionLost, ConnectionNever}, Condition: []events.Condition{""}, Version: "8",
 		Selector: mustSelector(t, "a=b,c in (d,e),f"), Text: "till",
-	}.starts(), VMFilter{Power: []events.PowerState{events.PowerOn}, Selector: mustSelector(t, "a=b"), Text: "till"}.starts()...)
-	if len(starts) != 13 {
+	}.starts(), VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}, Selector: mustSelector(t, "a=b"), Text: "till"}.starts()...)
+	starts = append(starts, scopeStarts(mustSelector(t, "a=b,c"))...)
+	if len(starts) != 15 {
 		t.Errorf("%d starts", len(starts))
 	}
 	for _, s := range starts {

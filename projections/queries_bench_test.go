@@ -237,7 +237,7 @@ func BenchmarkQueries(b *testing.B) {
 	}
 	deep := Window{Limit: MaxLimit}
 	for range 50 {
-		p, err := d.Devices(b.Context(), DeviceFilter{Window: deep})
+		p, err := d.Devices(b.Context(), DeviceFilter{Scope: everything, Window: deep})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -262,57 +262,57 @@ func BenchmarkQueries(b *testing.B) {
 		want int    // rows at least
 		run  func(context.Context) (int, error)
 	}{
-		{"devices/first", "devices", 100, devices(DeviceFilter{})},
-		{"devices/page500", "devices", 100, devices(DeviceFilter{Window: deep})},
-		{"devices/by-id", "devices", 100, devices(DeviceFilter{Sort: SortID})},
-		{"devices/label", "devices", 100, devices(DeviceFilter{Selector: sel("site=s0042")})},
-		{"devices/label-common", "devices", 100, devices(DeviceFilter{Selector: sel("role=pos")})},
-		{"devices/two-labels", "devices", 10, devices(DeviceFilter{Selector: sel("role=pos,site=s0042")})},
-		{"devices/two-common", "devices", 100, devices(DeviceFilter{Selector: sel("role=pos,region=r07")})},
-		{"devices/in-rare", "devices", 100, devices(DeviceFilter{Selector: sel(lastSites(2))})},
-		{"devices/in-common", "devices", 100, devices(DeviceFilter{Selector: sel("role in (kiosk,camera)")})},
-		{"devices/in-late", "devices", 100, devices(DeviceFilter{Selector: sel(lastSites(11))})},
-		{"devices/exists-rare", "devices", 10, devices(DeviceFilter{Selector: sel("canary")})},
-		{"devices/not-common", "devices", 100, devices(DeviceFilter{Selector: sel("!canary")})},
-		{"devices/not-rare", "devices", 50, devices(DeviceFilter{Selector: sel("!owner")})},
-		{"devices/label-by-id", "devices", 100, devices(DeviceFilter{Selector: sel("site=s0042"), Sort: SortID})},
-		{"devices/connected", "devices", 100, devices(DeviceFilter{Connection: []Connection{ConnectionConnected}})},
-		{"devices/not-connected", "devices", 100, devices(DeviceFilter{Connection: []Connection{ConnectionLost, ConnectionNever}})},
-		{"devices/pending", "devices", 100, devices(DeviceFilter{Trust: []Trust{TrustPending}})},
-		{"devices/condition-version", "devices", 100, devices(DeviceFilter{Condition: []events.Condition{events.ConditionReadOnly}, Version: "8.0.2", Trust: []Trust{TrustApproved}})},
-		{"devices/text-many", "devices", 100, devices(DeviceFilter{Text: "pos"})},
-		{"devices/text-few", "devices", 1, devices(DeviceFilter{Text: "os-0471"})},
-		{"devices/text-serial", "devices", 0, devices(DeviceFilter{Text: "sn0f3a"})},
-		{"devices/text-none", "devices", 0, devices(DeviceFilter{Text: "nowhere"})},
-		{"devices/text-label", "devices", 1, devices(DeviceFilter{Text: "kiosk", Selector: sel("site=s0042")})},
-		{"vms/first", "vms", 100, vms(VMFilter{})},
-		{"vms/label-common", "vms", 100, vms(VMFilter{Selector: sel("role=pos")})},
-		{"vms/label-1pct", "vms", 100, vms(VMFilter{Selector: sel("site in (s0042,s0142,s0242,s0342,s0442,s0542,s0642,s0742,s0842,s0942)")})},
-		{"vms/label-rare", "vms", 100, vms(VMFilter{Selector: sel("site=s0042")})},
-		{"vms/label-rarest", "vms", 50, vms(VMFilter{Selector: sel("canary")})},
-		{"vms/power-common", "vms", 100, vms(VMFilter{Power: []events.PowerState{events.PowerOff}})},
-		{"vms/power-rare", "vms", 100, vms(VMFilter{Power: []events.PowerState{events.PowerSuspended, events.PowerUnknown}})},
-		{"vms/power-label", "vms", 10, vms(VMFilter{Power: []events.PowerState{events.PowerOn}, Selector: sel("site=s0042")})},
-		{"vms/text-many", "vms", 100, vms(VMFilter{Text: "till"})},
-		{"vms/text-few", "vms", 1, vms(VMFilter{Text: "till-0471"})},
-		{"vms/text-ip", "vms", 1, vms(VMFilter{Text: "10.1.171."})},
-		{"vms/text-guest", "vms", 100, vms(VMFilter{Text: "ubuntu"})},
-		{"vms/text-none", "vms", 0, vms(VMFilter{Text: "nowhere"})},
-		{"vms/text-label", "vms", 1, vms(VMFilter{Text: "till", Selector: sel("site=s0042")})},
+		{"devices/first", "devices", 100, devices(DeviceFilter{Scope: everything})},
+		{"devices/page500", "devices", 100, devices(DeviceFilter{Scope: everything, Window: deep})},
+		{"devices/by-id", "devices", 100, devices(DeviceFilter{Scope: everything, Sort: SortID})},
+		{"devices/label", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("site=s0042")})},
+		{"devices/label-common", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("role=pos")})},
+		{"devices/two-labels", "devices", 10, devices(DeviceFilter{Scope: everything, Selector: sel("role=pos,site=s0042")})},
+		{"devices/two-common", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("role=pos,region=r07")})},
+		{"devices/in-rare", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel(lastSites(2))})},
+		{"devices/in-common", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("role in (kiosk,camera)")})},
+		{"devices/in-late", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel(lastSites(11))})},
+		{"devices/exists-rare", "devices", 10, devices(DeviceFilter{Scope: everything, Selector: sel("canary")})},
+		{"devices/not-common", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("!canary")})},
+		{"devices/not-rare", "devices", 50, devices(DeviceFilter{Scope: everything, Selector: sel("!owner")})},
+		{"devices/label-by-id", "devices", 100, devices(DeviceFilter{Scope: everything, Selector: sel("site=s0042"), Sort: SortID})},
+		{"devices/connected", "devices", 100, devices(DeviceFilter{Scope: everything, Connection: []Connection{ConnectionConnected}})},
+		{"devices/not-connected", "devices", 100, devices(DeviceFilter{Scope: everything, Connection: []Connection{ConnectionLost, ConnectionNever}})},
+		{"devices/pending", "devices", 100, devices(DeviceFilter{Scope: everything, Trust: []Trust{TrustPending}})},
+		{"devices/condition-version", "devices", 100, devices(DeviceFilter{Scope: everything, Condition: []events.Condition{events.ConditionReadOnly}, Version: "8.0.2", Trust: []Trust{TrustApproved}})},
+		{"devices/text-many", "devices", 100, devices(DeviceFilter{Scope: everything, Text: "pos"})},
+		{"devices/text-few", "devices", 1, devices(DeviceFilter{Scope: everything, Text: "os-0471"})},
+		{"devices/text-serial", "devices", 0, devices(DeviceFilter{Scope: everything, Text: "sn0f3a"})},
+		{"devices/text-none", "devices", 0, devices(DeviceFilter{Scope: everything, Text: "nowhere"})},
+		{"devices/text-label", "devices", 1, devices(DeviceFilter{Scope: everything, Text: "kiosk", Selector: sel("site=s0042")})},
+		{"vms/first", "vms", 100, vms(VMFilter{Scope: everything})},
+		{"vms/label-common", "vms", 100, vms(VMFilter{Scope: everything, Selector: sel("role=pos")})},
+		{"vms/label-1pct", "vms", 100, vms(VMFilter{Scope: everything, Selector: sel("site in (s0042,s0142,s0242,s0342,s0442,s0542,s0642,s0742,s0842,s0942)")})},
+		{"vms/label-rare", "vms", 100, vms(VMFilter{Scope: everything, Selector: sel("site=s0042")})},
+		{"vms/label-rarest", "vms", 50, vms(VMFilter{Scope: everything, Selector: sel("canary")})},
+		{"vms/power-common", "vms", 100, vms(VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOff}})},
+		{"vms/power-rare", "vms", 100, vms(VMFilter{Scope: everything, Power: []events.PowerState{events.PowerSuspended, events.PowerUnknown}})},
+		{"vms/power-label", "vms", 10, vms(VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}, Selector: sel("site=s0042")})},
+		{"vms/text-many", "vms", 100, vms(VMFilter{Scope: everything, Text: "till"})},
+		{"vms/text-few", "vms", 1, vms(VMFilter{Scope: everything, Text: "till-0471"})},
+		{"vms/text-ip", "vms", 1, vms(VMFilter{Scope: everything, Text: "10.1.171."})},
+		{"vms/text-guest", "vms", 100, vms(VMFilter{Scope: everything, Text: "ubuntu"})},
+		{"vms/text-none", "vms", 0, vms(VMFilter{Scope: everything, Text: "nowhere"})},
+		{"vms/text-label", "vms", 1, vms(VMFilter{Scope: everything, Text: "till", Selector: sel("site=s0042")})},
 		{"device", "devices", 1, func(ctx context.Context) (int, error) {
-			_, err := d.Device(ctx, fleetID(f.devices/2))
+			_, err := d.Device(ctx, everything, fleetID(f.devices/2))
 			return 1, err
 		}},
-		{"device-vms", "vms", 5, vms(VMFilter{Device: fleetID(f.devices / 3)})},
-		{"device-tasks", "tasks", 2, tasks(TaskFilter{Device: fleetID(f.devices / 3)})},
+		{"device-vms", "vms", 5, vms(VMFilter{Scope: everything, Device: fleetID(f.devices / 3)})},
+		{"device-tasks", "tasks", 2, tasks(TaskFilter{Scope: everything, Device: fleetID(f.devices / 3)})},
 		{"vm", "vms", 1, func(ctx context.Context) (int, error) {
-			_, err := d.VM(ctx, fleetID(f.devices/3), vm(f.devices/3))
+			_, err := d.VM(ctx, everything, fleetID(f.devices/3), vm(f.devices/3))
 			return 1, err
 		}},
-		{"tasks/newest", "tasks", 100, tasks(TaskFilter{})},
-		{"tasks/open", "tasks", 100, tasks(TaskFilter{Open: true})},
+		{"tasks/newest", "tasks", 100, tasks(TaskFilter{Scope: everything})},
+		{"tasks/open", "tasks", 100, tasks(TaskFilter{Scope: everything, Open: true})},
 		{"counts", "", 0, func(ctx context.Context) (int, error) {
-			_, err := d.Counts(ctx)
+			_, err := d.Counts(ctx, everything)
 			return 0, err
 		}},
 	} {

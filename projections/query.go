@@ -202,10 +202,10 @@ func page[T any](ctx context.Context, d *DB, q query, limit int, scan func(*sql.
 }
 
 // one runs a query for at most one row, ErrNotFound for none.
-func one[T any](ctx context.Context, d *DB, text string, args []any, scan func(*sql.Rows) (T, error)) (T, error) {
+func one[T any](ctx context.Context, d *DB, q query, scan func(*sql.Rows) (T, error)) (T, error) {
 	var items []T
 	err := d.read(func(db *sql.DB) (err error) {
-		items, err = collect(ctx, db, text, args, scan)
+		items, err = collect(ctx, db, q.sql(), q.args, scan)
 		return err
 	})
 	var zero T

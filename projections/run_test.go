@@ -295,11 +295,11 @@ func TestReadYourWrites(t *testing.T) {
 					Entries: []events.Entry{{Event: e}},
 				})
 				wait(t, d, p)
-				dev, err := d.Device(t.Context(), id)
+				dev, err := d.Device(t.Context(), everything, id)
 				if err != nil || dev.Name != name || dev.Revision != p {
 					t.Errorf("after position %d: %q at revision %d, %v; want %q", p, dev.Name, dev.Revision, err, name)
 				}
-				page, err := d.Devices(t.Context(), DeviceFilter{Text: name})
+				page, err := d.Devices(t.Context(), DeviceFilter{Scope: everything, Text: name})
 				if err != nil || len(page.Items) != 1 || page.Position < p {
 					t.Errorf("list after position %d: %d items at %d, %v", p, len(page.Items), page.Position, err)
 				}
@@ -373,7 +373,7 @@ func TestStops(t *testing.T) {
 				// What waits is told at once, and what is there is served.
 				is(t, d.Wait(t.Context(), 3), ErrStopped)
 				check(t, d.Wait(t.Context(), 2))
-				p, err := d.Devices(t.Context(), DeviceFilter{})
+				p, err := d.Devices(t.Context(), DeviceFilter{Scope: everything})
 				if err != nil || len(p.Items) != 2 || p.Items[0].Name != "a" {
 					t.Errorf("devices %+v, %v", p.Items, err)
 				}
@@ -439,7 +439,7 @@ func TestReadsDuringRestart(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := d.Devices(t.Context(), DeviceFilter{}); err != nil {
+				if _, err := d.Devices(t.Context(), DeviceFilter{Scope: everything}); err != nil {
 					t.Error(err)
 					return
 				}

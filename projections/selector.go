@@ -9,20 +9,33 @@ import (
 // Selector picks devices by their labels.
 type Selector = labels.Selector
 
-// selects adds the conditions that the device, named by an SQL expression, must
-// meet. Keys and values only ever become bound parameters.
-func (q *query) selects(s Selector, device string) {
+// Scope holds the devices that somebody may see.
+type Scope = labels.Scope
+
+// labelled is where SQL finds the labels of something, as rows of s with a key
+// and a value.
+type labelled string
+
+// ofDevice is where the labels of a device are that an SQL expression names.
+func ofDevice(id string) labelled { return labelled("device_labels s WHERE s.device = " + id) }
+
+// ofToken is where the labels are that the devices of a join token get.
+const ofToken labelled = "json_each(t.labels) s WHERE 1"
+
+// selects adds the conditions that labels must meet. Keys and values only ever
+// become bound parameters.
+func (q *query) selects(s Selector, of labelled) {
 	for _, r := range s.Requirements() {
-		cond, args := requires(r, device)
+		cond, args := requires(r, of)
 		q.and(cond, args...)
 	}
 }
 
-// within adds the condition that the device is in the scope.
-func (q *query) within(s labels.Scope, device string) {
+// within adds the condition that the scope holds something with the labels.
+func (q *query) within(s Scope, of labelled) {
 	switch {
 	case s.Nothing():
-		q.and("0")
+		q.and("?", 0) // a constant would make SQLite refuse the named index
 		return
 	case s.Everything():
 		return
@@ -33,7 +46,7 @@ func (q *query) within(s labels.Scope, device string) {
 		for _, sel := range layer {
 			var all []string
 			for _, r := range sel.Requirements() {
-				cond, a := requires(r, device)
+				cond, a := requires(r, of)
 				all, args = append(all, cond), append(args, a...)
 			}
 			either = append(either, strings.Join(all, " AND "))
@@ -42,14 +55,14 @@ func (q *query) within(s labels.Scope, device string) {
 	}
 }
 
-func requires(r labels.Requirement, device string) (cond string, args []any) {
+func requires(r labels.Requirement, of labelled) (cond string, args []any) {
 	// The plus sign keeps the planner from making a join of EXISTS, which it
 	// might then begin with, and sort after.
 	not := "+"
 	if r.Op == labels.NotExists || r.Op == labels.NotEqual || r.Op == labels.NotIn {
 		not = "NOT "
 	}
-	cond, args = not+"EXISTS (SELECT 1 FROM device_labels s WHERE s.device = "+device+" AND s.key = ?", []any{r.Key}
+	cond, args = not+"EXISTS (SELECT 1 FROM "+string(of)+" AND s.key = ?", []any{r.Key}
 	switch len(r.Values) {
 	case 0:
 	case 1:

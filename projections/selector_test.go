@@ -69,7 +69,7 @@ func TestSelectorSQL(t *testing.T) {
 			}
 		}
 		for _, sort := range []Sort{SortName, SortID} {
-			devices, err := d.Devices(t.Context(), DeviceFilter{Selector: sel, Sort: sort, Window: Window{Limit: MaxLimit}})
+			devices, err := d.Devices(t.Context(), DeviceFilter{Scope: everything, Selector: sel, Sort: sort, Window: Window{Limit: MaxLimit}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestSelectorSQL(t *testing.T) {
 			if !cmp.Equal(want, got) || len(devices.Items) != len(want) {
 				t.Fatalf("devices of %q: %d, want %d", text, len(devices.Items), len(want))
 			}
-			vms, err := d.VMs(t.Context(), VMFilter{Selector: sel, Sort: sort, Window: Window{Limit: MaxLimit}})
+			vms, err := d.VMs(t.Context(), VMFilter{Scope: everything, Selector: sel, Sort: sort, Window: Window{Limit: MaxLimit}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -59,9 +59,11 @@ type LateReport struct {
 	Message string
 }
 
-// TaskFilter selects tasks, newest first. Its zero value selects all. A set
-// with several values means any of them.
+// TaskFilter selects tasks of the devices of a scope, newest first, all when
+// nothing else is set. A set with several values means any of them.
 type TaskFilter struct {
+	// Scope holds the devices that may be seen; the zero Scope none.
+	Scope  Scope
 	Device events.DeviceID
 	// VM needs Device: its id means nothing without.
 	VM     events.VMID
@@ -148,9 +150,18 @@ func scanTask(rows *sql.Rows) (Task, error) {
 	return t, err
 }
 
+// scopeStarts are ways to begin with the tasks of a few devices.
+func scopeStarts(common Selector) []start {
+	starts := selectorStarts(common, start{max: maxFetched, weight: 1})
+	for i := range starts { // tasks are counted, not devices
+		starts[i].from += " CROSS JOIN tasks t INDEXED BY tasks_by_device ON t.device = l.device"
+	}
+	return starts
+}
+
 // query builds the list's SELECT; see [DeviceFilter.query] for the named
 // index.
-func (f TaskFilter) query() (query, error) {
+func (f TaskFilter) query(size sizer) (query, error) {
 	if f.VM != "" && f.Device == "" {
 		return query{}, &FieldError{"vm", "want a device with it"}
 	}
@@ -170,6 +181,20 @@ func (f TaskFilter) query() (query, error) {
 		from: taskColumns + " FROM tasks t INDEXED BY " + index + " LEFT JOIN devices d ON d.id = t.device",
 		tail: "ORDER BY t.requested_position DESC, t.id DESC",
 	}
+	sel, rest := f.Scope.Common()
+	if index == "tasks_by_request" || index == "tasks_by_status" {
+		switch from, err := choose(scopeStarts(sel), size); {
+		case err != nil:
+			return query{}, err
+		case from != nil:
+			sel = sel.Without(from.requirement)
+			q.and(from.cond, from.args...)
+			q.outer = taskColumns + taskFrom + " WHERE t.rowid IN"
+			q.from = "SELECT t.rowid FROM " + from.from
+		}
+	}
+	q.selects(sel, ofDevice("t.device"))
+	q.within(rest, ofDevice("t.device"))
 	if open {
 		q.and("t.ended_at IS NULL")
 	}
@@ -200,7 +225,7 @@ func (d *DB) Tasks(ctx context.Context, f TaskFilter) (Page[Task], error) {
 	if err != nil {
 		return Page[Task]{}, fmt.Errorf("list tasks: %w", err)
 	}
-	q, err := f.query()
+	q, err := f.query(d.sizer(ctx))
 	if err != nil {
 		return Page[Task]{}, fmt.Errorf("list tasks: %w", err)
 	}
@@ -213,11 +238,13 @@ func (d *DB) Tasks(ctx context.Context, f TaskFilter) (Page[Task], error) {
 	return p, nil
 }
 
-// Task returns one task, or ErrNotFound. Should two devices have a task of the
-// same id, it is the one that was requested first.
-func (d *DB) Task(ctx context.Context, id events.TaskID) (Task, error) {
-	t, err := one(ctx, d, taskColumns+taskFrom+" WHERE t.id = ? ORDER BY t.requested_position, t.device LIMIT 1",
-		[]any{string(id)}, scanTask)
+// Task returns one task of a device of the scope, or ErrNotFound. Should two
+// devices have a task of the same id, it is the one that was requested first.
+func (d *DB) Task(ctx context.Context, scope Scope, id events.TaskID) (Task, error) {
+	q := query{from: taskColumns + taskFrom, tail: "ORDER BY t.requested_position, t.device LIMIT 1"}
+	q.and("t.id = ?", string(id))
+	q.within(scope, ofDevice("t.device"))
+	t, err := one(ctx, d, q, scanTask)
 	if err != nil {
 		return Task{}, fmt.Errorf("task %q: %w", id, err)
 	}

@@ -72,7 +72,7 @@ func TestTaskEvents(t *testing.T) {
 			l.inventory(deviceA, events.VMChanged{VM: vm1, Patch: events.VMPatch{Name: new("Other")}})
 			l.device(deviceA, events.DeviceRenamed{Name: "A2"})
 			d := given(t, l)
-			got, err := d.Task(t.Context(), task1)
+			got, err := d.Task(t.Context(), everything, task1)
 			if diff := cmp.Diff(want, got); diff != "" || err != nil {
 				t.Errorf("task: %v (-want +got):\n%s", err, diff)
 			}
@@ -99,7 +99,7 @@ func TestTaskEnds(t *testing.T) {
 	} {
 		l.tasks(deviceA, e)
 	}
-	got, err := given(t, l).Task(t.Context(), task1)
+	got, err := given(t, l).Task(t.Context(), everything, task1)
 	if err != nil || got.Status != events.TaskStatusExpired || got.Message != "first" || got.Percent != 0 || !got.AcceptedAt.IsZero() {
 		t.Errorf("task %+v, %v", got, err)
 	}
@@ -112,15 +112,15 @@ func TestTaskOfTwoDevices(t *testing.T) {
 	l.tasks(deviceA, events.TaskRequested{Task: task1, Kind: events.TaskVMReset, VM: vm1})
 	l.tasks(deviceA, events.TaskSucceeded{Task: task1})
 	d := given(t, l)
-	got, err := d.Task(t.Context(), task1)
+	got, err := d.Task(t.Context(), everything, task1)
 	if err != nil || got.Device != deviceB || got.Status != events.TaskStatusRequested {
 		t.Errorf("task %+v, %v", got, err)
 	}
-	p, err := d.Tasks(t.Context(), TaskFilter{Device: deviceA})
+	p, err := d.Tasks(t.Context(), TaskFilter{Scope: everything, Device: deviceA})
 	if err != nil || len(p.Items) != 1 || p.Items[0].Status != events.TaskStatusSucceeded {
 		t.Errorf("tasks %+v, %v", p.Items, err)
 	}
-	_, err = d.Task(t.Context(), task2)
+	_, err = d.Task(t.Context(), everything, task2)
 	is(t, err, ErrNotFound)
 }
 
@@ -144,7 +144,7 @@ func TestTasksPages(t *testing.T) {
 		l.tasks(id, es...)
 	}
 	d := given(t, l)
-	all, err := d.Tasks(t.Context(), TaskFilter{})
+	all, err := d.Tasks(t.Context(), TaskFilter{Scope: everything})
 	if err != nil || len(all.Items) != 24 {
 		t.Fatalf("tasks: %d, %v", len(all.Items), err)
 	}
@@ -156,17 +156,17 @@ func TestTasksPages(t *testing.T) {
 		filter TaskFilter
 		want   func(Task) bool
 	}{
-		"all":         {TaskFilter{}, func(Task) bool { return true }},
-		"device":      {TaskFilter{Device: deviceB}, func(v Task) bool { return v.Device == deviceB }},
-		"vm":          {TaskFilter{Device: deviceA, VM: vm2}, func(v Task) bool { return v.Device == deviceA && v.VM == vm2 }},
-		"kind":        {TaskFilter{Kind: events.TaskVMReset}, func(v Task) bool { return v.Kind == events.TaskVMReset }},
-		"open":        {TaskFilter{Open: true}, open},
-		"open of one": {TaskFilter{Open: true, Device: deviceA}, func(v Task) bool { return open(v) && v.Device == deviceA }},
-		"failed":      {TaskFilter{Status: []events.TaskStatus{events.TaskStatusFailed}}, func(v Task) bool { return v.Status == events.TaskStatusFailed }},
-		"accepted":    {TaskFilter{Status: []events.TaskStatus{events.TaskStatusAccepted}}, func(v Task) bool { return v.Status == events.TaskStatusAccepted }},
-		"open by set": {TaskFilter{Status: []events.TaskStatus{events.TaskStatusAccepted, events.TaskStatusRequested}}, open},
-		"ended":       {TaskFilter{Status: []events.TaskStatus{events.TaskStatusSucceeded, events.TaskStatusFailed}}, func(v Task) bool { return !open(v) }},
-		"none":        {TaskFilter{Open: true, Status: []events.TaskStatus{events.TaskStatusFailed}}, func(Task) bool { return false }},
+		"all":         {TaskFilter{Scope: everything}, func(Task) bool { return true }},
+		"device":      {TaskFilter{Scope: everything, Device: deviceB}, func(v Task) bool { return v.Device == deviceB }},
+		"vm":          {TaskFilter{Scope: everything, Device: deviceA, VM: vm2}, func(v Task) bool { return v.Device == deviceA && v.VM == vm2 }},
+		"kind":        {TaskFilter{Scope: everything, Kind: events.TaskVMReset}, func(v Task) bool { return v.Kind == events.TaskVMReset }},
+		"open":        {TaskFilter{Scope: everything, Open: true}, open},
+		"open of one": {TaskFilter{Scope: everything, Open: true, Device: deviceA}, func(v Task) bool { return open(v) && v.Device == deviceA }},
+		"failed":      {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusFailed}}, func(v Task) bool { return v.Status == events.TaskStatusFailed }},
+		"accepted":    {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusAccepted}}, func(v Task) bool { return v.Status == events.TaskStatusAccepted }},
+		"open by set": {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusAccepted, events.TaskStatusRequested}}, open},
+		"ended":       {TaskFilter{Scope: everything, Status: []events.TaskStatus{events.TaskStatusSucceeded, events.TaskStatusFailed}}, func(v Task) bool { return !open(v) }},
+		"none":        {TaskFilter{Scope: everything, Open: true, Status: []events.TaskStatus{events.TaskStatusFailed}}, func(Task) bool { return false }},
 	} {
 		var want []Task
 		for _, v := range all.Items {

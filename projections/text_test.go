@@ -44,7 +44,7 @@ func TestTextFollowsChanges(t *testing.T) {
 			for text, want := range map[string]int{
 				"nich": 1, "MUNICH-1": 1, "frankfurt": 0, "1\n": 0, string(deviceA)[:4]: 1, string(deviceA): 1, string(deviceA)[1:]: 0,
 			} {
-				if p, err := d.Devices(t.Context(), DeviceFilter{Text: text}); err != nil || len(p.Items) != want {
+				if p, err := d.Devices(t.Context(), DeviceFilter{Scope: everything, Text: text}); err != nil || len(p.Items) != want {
 					t.Errorf("devices with %q: %d, %v; want %d", text, len(p.Items), err, want)
 				}
 			}
@@ -52,7 +52,7 @@ func TestTextFollowsChanges(t *testing.T) {
 				"0812": 1, "till-0471": 0, "counter.ex": 1, "till.ex": 0, "192.0.2.10": 1, "198.51": 0, "ubuntu": 1,
 				"gone": 0, "52aa": 0, string(vm1): 1, string(vm1)[:8]: 1, string(vm1)[9:]: 0,
 			} {
-				if p, err := d.VMs(t.Context(), VMFilter{Text: text}); err != nil || len(p.Items) != want {
+				if p, err := d.VMs(t.Context(), VMFilter{Scope: everything, Text: text}); err != nil || len(p.Items) != want {
 					t.Errorf("machines with %q: %d, %v; want %d", text, len(p.Items), err, want)
 				}
 			}

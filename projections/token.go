@@ -44,17 +44,22 @@ type TokenUse struct {
 	Position uint64
 }
 
-// JoinTokenFilter selects join tokens, newest first. Its zero value selects
-// all.
+// JoinTokenFilter selects join tokens whose devices are in a scope, newest
+// first, all when nothing else is set.
 type JoinTokenFilter struct {
+	// Scope must hold the labels that devices get; the zero Scope holds none.
+	Scope Scope
 	// UsableAt leaves out tokens that no device could register with at that
 	// instant: revoked, expired or used up. Zero leaves out none.
 	UsableAt time.Time
 	Window
 }
 
-// TokenUseFilter selects the uses of one token, oldest first.
+// TokenUseFilter selects the uses of one token by devices of a scope, oldest
+// first.
 type TokenUseFilter struct {
+	// Scope holds the devices that may be seen; the zero Scope none.
+	Scope Scope
 	Token events.TokenID
 	Window
 }
@@ -106,6 +111,7 @@ func (f JoinTokenFilter) query() (query, error) {
 		from: joinTokenColumns + " FROM join_tokens t INDEXED BY join_tokens_by_creation",
 		tail: "ORDER BY t.created_position DESC, t.id DESC",
 	}
+	q.within(f.Scope, ofToken)
 	if !f.UsableAt.IsZero() {
 		q.and("t.revoked_at IS NULL AND t.used < t.max_uses AND t.expires > ?", f.UsableAt.UnixMicro())
 	}
@@ -140,9 +146,12 @@ func (d *DB) JoinTokens(ctx context.Context, f JoinTokenFilter) (Page[JoinToken]
 	return p, nil
 }
 
-// JoinToken returns one token, or ErrNotFound.
-func (d *DB) JoinToken(ctx context.Context, id events.TokenID) (JoinToken, error) {
-	t, err := one(ctx, d, joinTokenColumns+" FROM join_tokens t WHERE t.id = ?", []any{string(id)}, scanJoinToken)
+// JoinToken returns one token whose devices are in the scope, or ErrNotFound.
+func (d *DB) JoinToken(ctx context.Context, scope Scope, id events.TokenID) (JoinToken, error) {
+	q := query{from: joinTokenColumns + " FROM join_tokens t"}
+	q.and("t.id = ?", string(id))
+	q.within(scope, ofToken)
+	t, err := one(ctx, d, q, scanJoinToken)
 	if err != nil {
 		return JoinToken{}, fmt.Errorf("join token %q: %w", id, err)
 	}
@@ -156,6 +165,10 @@ func (f TokenUseFilter) query() (query, error) {
 		tail: "ORDER BY u.position, u.device",
 	}
 	q.and("u.token = ?", string(f.Token))
+	if !f.Scope.Everything() {
+		q.and("d.id IS NOT NULL") // one that did not register has no labels
+	}
+	q.within(f.Scope, ofDevice("u.device"))
 	if f.Cursor != "" {
 		var position int64
 		var device string

@@ -34,7 +34,7 @@ func TestJoinTokenEvents(t *testing.T) {
 				CreatedAt: at(1), CreatedBy: "user:ada", CreatedPosition: 1, Revision: p,
 			}
 			tc.want(&want)
-			got, err := given(t, l).JoinToken(t.Context(), token1)
+			got, err := given(t, l).JoinToken(t.Context(), everything, token1)
 			if diff := cmp.Diff(want, got); diff != "" || err != nil {
 				t.Errorf("token: %v (-want +got):\n%s", err, diff)
 			}
@@ -59,7 +59,7 @@ func TestTokenUses(t *testing.T) {
 	}
 	for _, limit := range []int{1, 2, 3, 4} {
 		got := pages(t, func(cursor string) (Page[TokenUse], error) {
-			return d.TokenUses(t.Context(), TokenUseFilter{Token: token1, Window: Window{Cursor: cursor, Limit: limit}})
+			return d.TokenUses(t.Context(), TokenUseFilter{Scope: everything, Token: token1, Window: Window{Cursor: cursor, Limit: limit}})
 		}, limit)
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("uses in pages of %d (-want +got):\n%s", limit, diff)
@@ -90,7 +90,7 @@ func TestJoinTokensPages(t *testing.T) {
 		for _, limit := range []int{1, 4, 100} {
 			var got []int
 			for _, v := range pages(t, func(cursor string) (Page[JoinToken], error) {
-				return d.JoinTokens(t.Context(), JoinTokenFilter{UsableAt: tc.usable, Window: Window{Cursor: cursor, Limit: limit}})
+				return d.JoinTokens(t.Context(), JoinTokenFilter{Scope: everything, UsableAt: tc.usable, Window: Window{Cursor: cursor, Limit: limit}})
 			}, limit) {
 				for i := range 9 {
 					if id(i) == v.ID {
@@ -106,6 +106,6 @@ func TestJoinTokensPages(t *testing.T) {
 			}
 		}
 	}
-	_, err := d.JoinToken(t.Context(), "none")
+	_, err := d.JoinToken(t.Context(), everything, "none")
 	is(t, err, ErrNotFound)
 }

@@ -3,11 +3,14 @@ package projections
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -328,14 +331,17 @@ func (u *Usage) sumUp(ctx context.Context) error {
 			return fmt.Errorf("sum up %s: %w", day, err)
 		}
 		slices.Sort(totals)
-		rank := func(percent int) int64 { return int64(totals[(len(totals)*percent+99)/100-1]) }
 		if _, err := u.w.ExecContext(ctx, "UPDATE fleet_usage SET stale = 0, devices = ?, received = ?, sent = ?, p50 = ?, p99 = ? WHERE day = ?",
-			len(totals), int64(sum.Received), int64(sum.Sent), rank(50), rank(99), day); err != nil {
+			len(totals), int64(sum.Received), int64(sum.Sent), int64(rank(totals, 50)), int64(rank(totals, 99)), day); err != nil {
 			return fmt.Errorf("sum up %s: %w", day, err)
 		}
 	}
 	return nil
 }
+
+// rank returns what this part of the sorted numbers does not exceed: the nearest
+// rank.
+func rank(sorted []uint64, percent int) uint64 { return sorted[(len(sorted)*percent+99)/100-1] }
 
 // prune forgets the days that are not kept, once a day.
 func (u *Usage) prune(ctx context.Context) error {
@@ -355,6 +361,8 @@ func (u *Usage) prune(ctx context.Context) error {
 const (
 	deviceUsageQuery = `WITH RECURSIVE days (day) AS (SELECT ?1 UNION ALL SELECT date(day, '+1 day') FROM days WHERE day < ?2)
 		SELECT u.day, u.received, u.sent FROM days d CROSS JOIN device_usage u ON u.day = d.day AND u.device = ?3`
+	scopeUsageQuery = `WITH RECURSIVE days (day) AS (SELECT ?1 UNION ALL SELECT date(day, '+1 day') FROM days WHERE day < ?2)
+		SELECT u.day, u.received, u.sent FROM json_each(?3) j CROSS JOIN days d CROSS JOIN device_usage u ON u.day = d.day AND u.device = unhex(j.value)`
 	fleetUsageQuery = `SELECT day, received, sent, devices, p50, p99 FROM fleet_usage WHERE day BETWEEN ?1 AND ?2 AND devices > 0 ORDER BY day`
 )
 
@@ -384,4 +392,42 @@ func (u *Usage) Fleet(ctx context.Context, since, until telemetry.Day) ([]FleetD
 		return nil, fmt.Errorf("usage of all devices: %w", err)
 	}
 	return days, nil
+}
+
+// Of returns what the connections of some devices cost together, day by day from
+// since to until. Days on which there was nothing are left out.
+func (u *Usage) Of(ctx context.Context, devices []events.DeviceID, since, until telemetry.Day) ([]FleetDay, error) {
+	if since > until {
+		return nil, nil
+	}
+	ids := make([]string, len(devices))
+	for i, id := range devices {
+		ids[i] = strings.ReplaceAll(string(id), "-", "")
+	}
+	set, err := json.Marshal(ids)
+	if err != nil {
+		return nil, fmt.Errorf("usage of some devices: %w", err)
+	}
+	days, totals := map[telemetry.Day]*FleetDay{}, map[telemetry.Day][]uint64{}
+	if _, err := collect(ctx, u.r, scopeUsageQuery, []any{since, until, string(set)}, func(rows *sql.Rows) (struct{}, error) {
+		var day telemetry.Day
+		var b telemetry.Bytes
+		err := rows.Scan(&day, &b.Received, &b.Sent)
+		if days[day] == nil {
+			days[day] = &FleetDay{DayUsage: DayUsage{Day: day}}
+		}
+		days[day].Bytes = days[day].Plus(b)
+		totals[day] = append(totals[day], b.Total())
+		return struct{}{}, err
+	}); err != nil {
+		return nil, fmt.Errorf("usage of some devices: %w", err)
+	}
+	var out []FleetDay
+	for _, day := range slices.Sorted(maps.Keys(days)) {
+		d, t := days[day], totals[day]
+		slices.Sort(t)
+		d.Devices, d.P50, d.P99 = len(t), rank(t, 50), rank(t, 99)
+		out = append(out, *d)
+	}
+	return out, nil
 }

@@ -152,7 +152,7 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 	// named a revision and nothing has been written at it.
 	const attempts = 10
 	for range attempts {
-		d, err := h.cfg.Commands.Device(ctx, id)
+		d, err := h.device(ctx, id)
 		if err != nil {
 			return nil, mapError(ctx, err)
 		}
@@ -164,7 +164,7 @@ func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*De
 			list = append(list, commands.LabelDevice{Device: id, Labels: in.Body.Labels.apply(d.Labels), IfRevision: cmp.Or(want, d.Revision)})
 		}
 		for _, c := range list {
-			if _, err := commands.Decide(c, commands.States{Device: d}, httpapi.RequestOf(ctx).Time); err != nil {
+			if err := decide(ctx, c, commands.States{Device: d}); err != nil {
 				return nil, mapError(ctx, err)
 			}
 		}
@@ -242,7 +242,7 @@ func (h *Handlers) changeDevice(ctx context.Context, device, ifMatch string, com
 }
 
 func (h *Handlers) deviceWritten(ctx context.Context, id events.DeviceID, res commands.Result) (*DeviceWritten, error) {
-	d, err := h.cfg.Commands.Device(ctx, id)
+	d, err := h.device(ctx, id)
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/httpapi"
 )
 
@@ -26,10 +27,10 @@ type Tokens interface {
 type JoinFunc func(token string, expires time.Time) (string, error)
 
 // TaskDeviceFunc returns the device of a task, or "" when there is no such
-// task. It must know every task that is in the log when it is called. The
+// task in the scope. It must know every task that is in the log when it is called. The
 // write side has no index of its own from tasks to devices: aggregates are
 // bounded by devices.
-type TaskDeviceFunc func(ctx context.Context, id events.TaskID) (events.DeviceID, error)
+type TaskDeviceFunc func(ctx context.Context, scope labels.Scope, id events.TaskID) (events.DeviceID, error)
 
 // Config says what the operations work on. All fields are required.
 type Config struct {
@@ -72,9 +73,22 @@ func (h *Handlers) do(ctx context.Context, key string, c commands.Command) (comm
 	ctx, cancel := httpapi.Unconditional(ctx, writeTimeout)
 	defer cancel()
 	res, err := h.cfg.Commands.Do(ctx, c, commands.Meta{
-		CommandID: key, Actor: r.Principal.Actor, Source: r.Source, Traceparent: r.Traceparent, Time: r.Time,
+		CommandID: key, Actor: r.Principal.Actor, Scope: &r.Scope, Source: r.Source, Traceparent: r.Traceparent, Time: r.Time,
 	})
 	return res, err
+}
+
+// decide tries a command on a state, as the dispatcher would.
+func decide(ctx context.Context, c commands.Command, s commands.States) error {
+	r := httpapi.RequestOf(ctx)
+	_, err := commands.DecideWithin(r.Scope, c, s, r.Time)
+	return err
+}
+
+// device returns a device as the write side has it, if it is in the caller's
+// scope.
+func (h *Handlers) device(ctx context.Context, id events.DeviceID) (commands.Device, error) {
+	return h.cfg.Commands.DeviceWithin(ctx, httpapi.RequestOf(ctx).Scope, id)
 }
 
 // inBody lists the fields of refusals that stand in a request's body; the

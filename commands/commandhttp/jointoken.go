@@ -76,7 +76,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 		}
 	}
 	// Try it before the secret exists, so that a refusal leaves nothing behind.
-	if _, err := commands.Decide(c, commands.States{}, r.Time); err != nil {
+	if err := decide(ctx, c, commands.States{}); err != nil {
 		return nil, mapError(ctx, err)
 	}
 	// The secret comes first: a token in the log always has one. A secret

@@ -31,12 +31,19 @@ func (h *Handlers) cancelTask(ctx context.Context, in *struct {
 		return nil, httpapi.NewProblem(httpapi.KindNotFound, err.Error(), httpapi.FieldError{Field: "path.task", Message: err.Error()})
 	}
 	task := events.TaskID(id)
-	device, err := h.cfg.TaskDevice(ctx, task)
+	device, err := h.cfg.TaskDevice(ctx, httpapi.RequestOf(ctx).Scope, task)
 	switch {
 	case err != nil:
 		return nil, mapError(ctx, err)
 	case device == "":
 		return nil, httpapi.NotFound("task", id)
+	}
+	// The labels that count are those of the write side.
+	switch _, err := h.device(ctx, device); {
+	case commands.KindOf(err) == commands.KindNotFound:
+		return nil, httpapi.NotFound("task", id)
+	case err != nil:
+		return nil, mapError(ctx, err)
 	}
 	// A task that ended long ago is no longer in the queue's state.
 	tasks, err := h.cfg.Commands.Tasks(ctx, device)
@@ -49,7 +56,10 @@ func (h *Handlers) cancelTask(ctx context.Context, in *struct {
 		return nil, p
 	}
 	res, err := h.do(ctx, "", commands.CancelTask{Device: device, Task: task})
-	if err != nil {
+	switch {
+	case commands.KindOf(err) == commands.KindNotFound:
+		return nil, httpapi.NotFound("task", id)
+	case err != nil:
 		return nil, mapError(ctx, err)
 	}
 	return h.taskWritten(ctx, device, task, res)

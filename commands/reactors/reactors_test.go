@@ -18,6 +18,7 @@ import (
 	"pallas/commands"
 	"pallas/events"
 	"pallas/events/eventstest"
+	"pallas/events/labels"
 )
 
 // house is a manager's write side and its reactors, on a log in memory and in
@@ -101,7 +102,7 @@ func (h *house) pass(d time.Duration) {
 	synctest.Wait()
 }
 
-var operator = commands.Meta{Actor: events.UserActor("ann")}
+var operator = commands.Meta{Actor: events.UserActor("ann"), Scope: new(labels.Everything())}
 
 func (h *house) do(c commands.Command) {
 	h.t.Helper()

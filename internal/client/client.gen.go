@@ -2664,7 +2664,7 @@ type ClientInterface interface {
 
 	// GetStatus Get the state of the manager
 	//
-	// For people. Probes use /livez and /readyz, monitoring /metrics.
+	// For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.
 	//
 	// Corresponds with GET /api/v1/status (the `GetStatus` operationId).
 	GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2690,7 +2690,7 @@ type ClientInterface interface {
 
 	// GetUsage Get what the connections of all devices cost
 	//
-	// Bytes on the wire per day, as the manager's sockets counted them.
+	// Bytes on the wire per day, as the manager's sockets counted them. All devices are those that the caller may see.
 	//
 	// Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
 	GetUsage(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3072,7 +3072,7 @@ func (c *Client) GetJoinToken(ctx context.Context, token string, params *GetJoin
 
 // GetStatus Get the state of the manager
 //
-// For people. Probes use /livez and /readyz, monitoring /metrics.
+// For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.
 //
 // Corresponds with GET /api/v1/status (the `GetStatus` operationId).
 func (c *Client) GetStatus(ctx context.Context, params *GetStatusParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3138,7 +3138,7 @@ func (c *Client) CancelTask(ctx context.Context, task string, reqEditors ...Requ
 
 // GetUsage Get what the connections of all devices cost
 //
-// Bytes on the wire per day, as the manager's sockets counted them.
+// Bytes on the wire per day, as the manager's sockets counted them. All devices are those that the caller may see.
 //
 // Corresponds with GET /api/v1/usage (the `GetUsage` operationId).
 func (c *Client) GetUsage(ctx context.Context, params *GetUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -5282,7 +5282,7 @@ type ClientWithResponsesInterface interface {
 
 	// GetStatusWithResponse Get the state of the manager
 	//
-	// For people. Probes use /livez and /readyz, monitoring /metrics.
+	// For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5316,7 +5316,7 @@ type ClientWithResponsesInterface interface {
 
 	// GetUsageWithResponse Get what the connections of all devices cost
 	//
-	// Bytes on the wire per day, as the manager's sockets counted them.
+	// Bytes on the wire per day, as the manager's sockets counted them. All devices are those that the caller may see.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -8134,7 +8134,7 @@ func (c *ClientWithResponses) GetJoinTokenWithResponse(ctx context.Context, toke
 
 // GetStatusWithResponse Get the state of the manager
 //
-// For people. Probes use /livez and /readyz, monitoring /metrics.
+// For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -8192,7 +8192,7 @@ func (c *ClientWithResponses) CancelTaskWithResponse(ctx context.Context, task s
 
 // GetUsageWithResponse Get what the connections of all devices cost
 //
-// Bytes on the wire per day, as the manager's sockets counted them.
+// Bytes on the wire per day, as the manager's sockets counted them. All devices are those that the caller may see.
 //
 // Returns a wrapper object for the known response body format(s).
 //

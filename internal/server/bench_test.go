@@ -13,6 +13,7 @@ import (
 	"pallas/commands"
 	"pallas/events"
 	"pallas/events/jsstore"
+	"pallas/events/labels"
 	"pallas/mqttgw"
 )
 
@@ -80,7 +81,7 @@ func BenchmarkDispatcher(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	done := parallel(func(caller, i int) error {
-		_, err := d.Do(b.Context(), commands.RenameDevice{Device: ids[caller], Name: "host-" + strconv.Itoa(i)}, commands.Meta{Actor: "user:bench"})
+		_, err := d.Do(b.Context(), commands.RenameDevice{Device: ids[caller], Name: "host-" + strconv.Itoa(i)}, commands.Meta{Actor: "user:bench", Scope: new(labels.Everything())})
 		return err
 	})
 	b.StopTimer()

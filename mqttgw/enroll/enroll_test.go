@@ -37,6 +37,7 @@ import (
 	"pallas/events"
 	"pallas/events/eventstest"
 	"pallas/events/jsstore"
+	"pallas/events/labels"
 	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/mqttgw/enroll"
@@ -181,7 +182,7 @@ func (m *manager) token(uses int, auto bool, life time.Duration) (events.TokenID
 
 func (m *manager) do(c commands.Command) {
 	m.t.Helper()
-	if _, err := m.commands.Do(m.t.Context(), c, commands.Meta{Actor: events.UserActor("admin")}); err != nil {
+	if _, err := m.commands.Do(m.t.Context(), c, commands.Meta{Actor: events.UserActor("admin"), Scope: new(labels.Everything())}); err != nil {
 		m.t.Fatal(err)
 	}
 }

@@ -83,6 +83,7 @@ func (h *Handlers) listDevices(ctx context.Context, in *listDevicesInput) (*List
 		return nil, err
 	}
 	p, err := h.cfg.DB.Devices(ctx, projections.DeviceFilter{
+		Scope: scope(ctx),
 		Trust: as[projections.Trust](in.Trust), Connection: as[projections.Connection](in.Connection), Condition: conditions,
 		Version: in.Version, Selector: sel, Text: in.Text, Sort: projections.Sort(in.Sort), Window: in.of(),
 	})
@@ -115,7 +116,7 @@ func (h *Handlers) getDevice(ctx context.Context, in *struct {
 }
 
 func (h *Handlers) device(ctx context.Context, id events.DeviceID) (projections.Device, error) {
-	d, err := h.cfg.DB.Device(ctx, id)
+	d, err := h.cfg.DB.Device(ctx, scope(ctx), id)
 	switch {
 	case errors.Is(err, projections.ErrNotFound):
 		return d, httpapi.NotFound("device", string(id))
@@ -145,7 +146,7 @@ func (h *Handlers) listDeviceVMs(ctx context.Context, in *struct {
 		return nil, err
 	}
 	p, err := h.cfg.DB.VMs(ctx, projections.VMFilter{
-		Device: id, Power: as[events.PowerState](in.Power), Tools: as[events.ToolsState](in.Tools), Sort: projections.Sort(in.Sort), Window: in.of(),
+		Scope: scope(ctx), Device: id, Power: as[events.PowerState](in.Power), Tools: as[events.ToolsState](in.Tools), Sort: projections.Sort(in.Sort), Window: in.of(),
 	})
 	return list(ctx, p, err, position, vm)
 }

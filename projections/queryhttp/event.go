@@ -95,6 +95,10 @@ func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.S
 	if q.last, err = h.cfg.Store.Last(ctx); err != nil {
 		return nil, mapError(ctx, err)
 	}
+	eye := h.eyeOf(ctx)
+	if err := h.settle(ctx, eye.sight, q.last); err != nil {
+		return nil, err
+	}
 	position := strconv.FormatUint(q.last, 10)
 	size := in.Limit
 	if size == 0 {
@@ -106,7 +110,7 @@ func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.S
 		if ndjson && in.Limit == 0 {
 			size = exportPage
 		}
-		p, err := q.page(ctx, h.cfg.Store, size)
+		p, err := q.page(ctx, h.cfg.Store, eye, size)
 		if err != nil {
 			httpapi.WriteError(w, r, mapError(ctx, err))
 			return
@@ -119,7 +123,7 @@ func (h *Handlers) listEvents(ctx context.Context, in *listEventsInput) (*huma.S
 			return
 		}
 		w.Header().Set("Content-Type", typeNDJSON)
-		h.export(ctx, w, q, p, in.Limit)
+		h.export(ctx, w, q, eye, p, in.Limit)
 	}}, nil
 }
 
@@ -131,7 +135,7 @@ const writeTimeout = 30 * time.Second
 
 // export writes page after page. What goes wrong now can only be shown by
 // cutting the answer off.
-func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQuery, p EventPage, limit int) {
+func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQuery, eye *eye, p EventPage, limit int) {
 	rc := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
 	for {
@@ -158,7 +162,7 @@ func (h *Handlers) export(ctx context.Context, w http.ResponseWriter, q eventQue
 		if q.from, err = parseCursor(p.Next, q.order()); err != nil {
 			cutOff(ctx, err)
 		}
-		if p, err = q.page(ctx, h.cfg.Store, size); err != nil {
+		if p, err = q.page(ctx, h.cfg.Store, eye, size); err != nil {
 			cutOff(ctx, err)
 		}
 	}
@@ -186,12 +190,16 @@ func (h *Handlers) streamEvents(ctx context.Context, in *streamEventsInput) (*hu
 	if err != nil {
 		return nil, err
 	}
+	last, err := h.cfg.Store.Last(ctx)
+	if err != nil {
+		return nil, mapError(ctx, err)
+	}
 	if in.After == "" && in.Since == "" {
-		last, err := h.cfg.Store.Last(ctx)
-		if err != nil {
-			return nil, mapError(ctx, err)
-		}
 		q.after = place{last, all}
+	}
+	q.sight = sightOf(ctx)
+	if err := h.settle(ctx, q.sight, last); err != nil {
+		return nil, err
 	}
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		_, w := humago.Unwrap(hc)
@@ -286,9 +294,9 @@ func (s *stream) waiting(size int) (*item, bool) {
 
 // past writes what the client wants of before the stream's start.
 func (h *Handlers) past(ctx context.Context, s *stream, write func([]byte) bool) error {
-	q := s.query
+	q, eye := s.query, &eye{sight: s.query.sight, db: h.cfg.DB, judged: map[events.Subject]bool{}}
 	for q.floor() < s.start {
-		text, read, err := h.pastChunk(ctx, q, s.start)
+		text, read, err := h.pastChunk(ctx, q, eye, s.start)
 		if err != nil {
 			return err
 		}
@@ -303,7 +311,7 @@ func (h *Handlers) past(ctx context.Context, s *stream, write func([]byte) bool)
 // pastChunk returns the next events up to a position, and how far it read. Only
 // some clients' are read at the same time, and none is waited for meanwhile:
 // when all come back at once, others want to read too.
-func (h *Handlers) pastChunk(ctx context.Context, q eventQuery, end uint64) (text []byte, read uint64, err error) {
+func (h *Handlers) pastChunk(ctx context.Context, q eventQuery, eye *eye, end uint64) (text []byte, read uint64, err error) {
 	select {
 	case h.reading <- struct{}{}:
 		defer func() { <-h.reading }()
@@ -322,6 +330,11 @@ func (h *Handlers) pastChunk(ctx context.Context, q eventQuery, end uint64) (tex
 		}
 		read = r.Position
 		if !q.picks(r) {
+			continue
+		}
+		if visible, err := eye.sees(ctx, r); err != nil {
+			return nil, 0, err
+		} else if !visible {
 			continue
 		}
 		if text, err = q.appendSSE(text, newItem(r)); err != nil {

@@ -50,7 +50,7 @@ func New(cfg Config) (*Handlers, error) {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 15 * time.Second
 	}
-	return &Handlers{cfg: cfg, tail: tail{store: cfg.Store}, reading: make(chan struct{}, pastReaders)}, nil
+	return &Handlers{cfg: cfg, tail: tail{store: cfg.Store, db: cfg.DB}, reading: make(chan struct{}, pastReaders)}, nil
 }
 
 // Describe adds the operations to an API that only describes itself.
@@ -140,6 +140,9 @@ func (h *Handlers) reach(ctx context.Context, r Reading) (uint64, error) {
 	}
 	return h.cfg.DB.Position(), nil
 }
+
+// scope returns the devices that the caller may see.
+func scope(ctx context.Context) labels.Scope { return httpapi.RequestOf(ctx).Scope }
 
 // list answers a page of rows as representations.
 func list[R, T any](ctx context.Context, p projections.Page[R], err error, position uint64, show func(R) T) (*List[T], error) {

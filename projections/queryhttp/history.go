@@ -58,6 +58,7 @@ func parseCursor(s, order string) (*place, error) {
 
 // eventQuery picks events out of the log.
 type eventQuery struct {
+	sight      sight
 	subjects   []string
 	types      []string
 	actor      events.Actor
@@ -99,10 +100,21 @@ func (q *eventQuery) matches(r events.Record, n int) bool {
 		(len(q.types) == 0 || slices.Contains(q.types, r.Entries[n-1].Event.Type()))
 }
 
+// visible says whether the caller may see a record that is asked for.
+func (q *eventQuery) visible(ctx context.Context, eye *eye, r events.Record) (bool, error) {
+	if eye.all {
+		return true, nil
+	}
+	if !q.picks(r) { // which costs less
+		return false, nil
+	}
+	return eye.sees(ctx, r)
+}
+
 // page returns up to size events.
-func (q eventQuery) page(ctx context.Context, store events.Store, size int) (EventPage, error) {
+func (q eventQuery) page(ctx context.Context, store events.Store, eye *eye, size int) (EventPage, error) {
 	if q.descending {
-		return q.pageBack(ctx, store, size)
+		return q.pageBack(ctx, store, eye, size)
 	}
 	if q.from != nil {
 		q.after = *q.from
@@ -116,7 +128,11 @@ func (q eventQuery) page(ctx context.Context, store events.Store, size int) (Eve
 		if r.Position > q.last || (!q.until.IsZero() && r.Time.After(q.until.Add(clockSlack))) {
 			break
 		}
-		for n := 1; n <= len(r.Entries); n++ {
+		visible, err := q.visible(ctx, eye, r)
+		if err != nil {
+			return EventPage{}, err
+		}
+		for n := 1; visible && n <= len(r.Entries); n++ {
 			if !q.matches(r, n) {
 				continue
 			}
@@ -140,7 +156,7 @@ func (q eventQuery) page(ctx context.Context, store events.Store, size int) (Eve
 
 // pageBack reads stretches of the log, the newest first. The log itself can
 // only be read forward.
-func (q eventQuery) pageBack(ctx context.Context, store events.Store, size int) (EventPage, error) {
+func (q eventQuery) pageBack(ctx context.Context, store events.Store, eye *eye, size int) (EventPage, error) {
 	// before is where to go on: events before event before.n of its position.
 	before := place{q.last, all}
 	if q.from != nil {
@@ -154,7 +170,7 @@ func (q eventQuery) pageBack(ctx context.Context, store events.Store, size int) 
 			return page, nil
 		}
 		low := max(q.floor(), high-min(high, window))
-		found, old, err := q.stretch(ctx, store, low, high, before, size+1-len(page.Items))
+		found, old, err := q.stretch(ctx, store, eye, low, high, before, size+1-len(page.Items))
 		if err != nil {
 			return EventPage{}, err
 		}
@@ -188,7 +204,7 @@ func (q eventQuery) floor() uint64 {
 
 // stretch returns the newest matching events of the positions (low, high],
 // at most want, newest first; and whether everything in it is too old.
-func (q eventQuery) stretch(ctx context.Context, store events.Store, low, high uint64, before place, want int) (found []httpapi.Event, old bool, err error) {
+func (q eventQuery) stretch(ctx context.Context, store events.Store, eye *eye, low, high uint64, before place, want int) (found []httpapi.Event, old bool, err error) {
 	type hit struct {
 		record events.Record
 		n      int
@@ -207,7 +223,11 @@ func (q eventQuery) stretch(ctx context.Context, store events.Store, low, high u
 		if old && r.Time.After(q.since.Add(-clockSlack)) {
 			old = false
 		}
-		for n := 1; n <= len(r.Entries); n++ {
+		visible, err := q.visible(ctx, eye, r)
+		if err != nil {
+			return nil, false, err
+		}
+		for n := 1; visible && n <= len(r.Entries); n++ {
 			if q.matches(r, n) && (r.Position < before.position || n < before.n) {
 				hits = append(hits, hit{r, n})
 			}

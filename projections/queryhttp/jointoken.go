@@ -37,7 +37,7 @@ func (h *Handlers) listJoinTokens(ctx context.Context, in *struct {
 		return nil, err
 	}
 	now := httpapi.RequestOf(ctx).Time
-	f := projections.JoinTokenFilter{Window: in.of()}
+	f := projections.JoinTokenFilter{Scope: scope(ctx), Window: in.of()}
 	if in.Active {
 		f.UsableAt = now
 	}
@@ -59,7 +59,7 @@ func (h *Handlers) getJoinToken(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	t, err := h.cfg.DB.JoinToken(ctx, events.TokenID(id))
+	t, err := h.cfg.DB.JoinToken(ctx, scope(ctx), events.TokenID(id))
 	switch {
 	case errors.Is(err, projections.ErrNotFound):
 		return nil, httpapi.NotFound("join token", id)

@@ -17,7 +17,7 @@ func (h *Handlers) registerStatus(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-status", Method: http.MethodGet, Path: httpapi.Prefix + "/status", Tags: []string{"manager"},
 		Extensions: httpapi.Needs(auth.ReadFleet),
-		Summary:    "Get the state of the manager", Description: "For people. Probes use /livez and /readyz, monitoring /metrics.",
+		Summary:    "Get the state of the manager", Description: "For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.",
 	}, h.getStatus)
 	huma.Register(api, huma.Operation{
 		OperationID: "whoami", Method: http.MethodGet, Path: httpapi.Prefix + "/whoami", Tags: []string{"manager"},
@@ -46,7 +46,7 @@ func (h *Handlers) getStatus(ctx context.Context, in *struct{ Reading }) (*struc
 	if err != nil {
 		return nil, mapError(ctx, fmt.Errorf("size of the log: %w", err))
 	}
-	c, err := h.cfg.DB.Counts(ctx)
+	c, err := h.cfg.DB.Counts(ctx, scope(ctx))
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}
@@ -69,6 +69,9 @@ func (h *Handlers) getStatus(ctx context.Context, in *struct{ Reading }) (*struc
 	}
 	if s := h.cfg.DB.Status(); s.Err != nil {
 		body.Projection.Error = s.Err.Error()
+		if httpapi.RequestOf(ctx).Principal.Rights.Scope(auth.ReadManager).Nothing() {
+			body.Projection.Error = "it stands still" // the reason may name a device
+		}
 	}
 	return &struct {
 		Shown

@@ -11,6 +11,7 @@ import (
 
 	"pallas/events"
 	"pallas/internal/httpapi"
+	"pallas/projections"
 )
 
 // streamBuffer is how many decisions may wait for a client that reads slower
@@ -25,6 +26,7 @@ var errSlow = errors.New("the client reads slower than events come")
 // another client costs no other reading and encoding.
 type tail struct {
 	store events.Store
+	db    *projections.DB // tells labels, for streams that see only some of the events
 
 	mu   sync.Mutex
 	live *following // nil while nobody listens
@@ -35,6 +37,7 @@ type following struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
 	position uint64 // of the newest decision that the streams have heard of
+	register *register
 	streams  map[*stream]struct{}
 }
 
@@ -81,7 +84,7 @@ func (t *tail) join(ctx context.Context, q eventQuery) (*stream, error) {
 		}
 		// It outlives this client, and ends with the last one.
 		run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		f := &following{cancel: cancel, done: make(chan struct{}), position: last, streams: map[*stream]struct{}{}}
+		f := &following{cancel: cancel, done: make(chan struct{}), position: last, register: newRegister(t.db, last), streams: map[*stream]struct{}{}}
 		t.live = f
 		go func() {
 			defer close(f.done)
@@ -137,22 +140,59 @@ func (t *tail) run(ctx context.Context, f *following) error {
 		if err != nil {
 			return fmt.Errorf("follow events: %w", err)
 		}
-		it := newItem(r)
+		f.register.note(r)
+		it, kind := newItem(r), r.Subject.Kind()
+		var unsure []*stream // whose scope must hold the labels
 		t.mu.Lock()
 		f.position = r.Position
 		for s := range f.streams {
 			if !s.query.picks(r) {
 				continue
 			}
-			select {
-			case s.found <- it:
-			default:
-				s.close(errSlow)
+			switch v, _ := s.query.sight.of(kind); v {
+			case seen:
+				s.offer(it)
+			case byLabels:
+				unsure = append(unsure, s)
+			case hidden:
 			}
 		}
 		t.mu.Unlock()
+		if len(unsure) > 0 {
+			t.judge(ctx, f, unsure, it)
+		}
 	}
 	return ctx.Err()
+}
+
+// judge offers an item to those streams whose scope holds the labels. Where the
+// labels cannot be told it ends the streams: it must not show too much, nor
+// leave anything out.
+func (t *tail) judge(ctx context.Context, f *following, unsure []*stream, it *item) {
+	m, err := f.register.labels(ctx, it.Subject) // may take a moment: not under mu
+	kind := it.Subject.Kind()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range unsure {
+		_, scope := s.query.sight.of(kind)
+		switch _, here := f.streams[s]; {
+		case !here:
+		case err != nil:
+			s.close(fmt.Errorf("who may see %s: %w", it.Subject, err))
+		case m != nil && scope.Match(m):
+			s.offer(it)
+		}
+	}
+}
+
+// offer hands an item to a stream that is not closed, or ends it when it does
+// not keep up. tail.mu is held.
+func (s *stream) offer(it *item) {
+	select {
+	case s.found <- it:
+	default:
+		s.close(errSlow)
+	}
 }
 
 // picks says whether an event of the record is asked for.

@@ -65,7 +65,7 @@ func (h *Handlers) listen(t *testing.T, after uint64, held chan struct{}) (s *si
 	go func() {
 		defer close(ended)
 		defer func() { _ = recover() }() // an answer that is cut off
-		h.stream(ctx, s, eventQuery{after: place{after, all}})
+		h.stream(ctx, s, eventQuery{sight: sight{all: true}, after: place{after, all}})
 	}()
 	return s, ended, func() { cancel(); <-ended }
 }
@@ -190,7 +190,7 @@ func TestStreamsComeAndGo(t *testing.T) {
 // back.
 func TestStreamsEndWithTheLog(t *testing.T) {
 	h, store := handlers()
-	s, err := h.tail.join(t.Context(), eventQuery{})
+	s, err := h.tail.join(t.Context(), eventQuery{sight: sight{all: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestStreamsEndWithTheLog(t *testing.T) {
 		t.Errorf("ended with %v", s.err)
 	}
 	h.tail.leave(s)
-	next, err := h.tail.join(t.Context(), eventQuery{})
+	next, err := h.tail.join(t.Context(), eventQuery{sight: sight{all: true}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/projections"
@@ -40,7 +41,7 @@ func (h *Handlers) listTasks(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	f := projections.TaskFilter{Device: id, Status: as[events.TaskStatus](in.Status), Kind: events.TaskKind(in.Kind), Open: in.Open, Window: in.of()}
+	f := projections.TaskFilter{Scope: scope(ctx), Device: id, Status: as[events.TaskStatus](in.Status), Kind: events.TaskKind(in.Kind), Open: in.Open, Window: in.of()}
 	if in.VM != "" {
 		if f.VM, err = events.ParseVMID(in.VM); err != nil {
 			return nil, httpapi.Invalid("query.vm", err.Error())
@@ -71,7 +72,7 @@ func (h *Handlers) getTask(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	t, err := h.cfg.DB.Task(ctx, events.TaskID(id))
+	t, err := h.cfg.DB.Task(ctx, scope(ctx), events.TaskID(id))
 	switch {
 	case errors.Is(err, projections.ErrNotFound):
 		return nil, httpapi.NotFound("task", id)
@@ -81,9 +82,9 @@ func (h *Handlers) getTask(ctx context.Context, in *struct {
 	return one(position, t.ChangedPosition, in.Conditional, task(t)), nil
 }
 
-// TaskDevice returns the device of a task, or "" when the log has no such
-// task. It first waits, bounded, until the read model has all of the log.
-func (h *Handlers) TaskDevice(ctx context.Context, id events.TaskID) (events.DeviceID, error) {
+// TaskDevice returns the device of a task, or "" when the log has no such task of
+// a device in the scope. It first waits, bounded, until the read model has all of the log.
+func (h *Handlers) TaskDevice(ctx context.Context, scope labels.Scope, id events.TaskID) (events.DeviceID, error) {
 	last, err := h.cfg.Store.Last(ctx)
 	if err != nil {
 		return "", err
@@ -91,7 +92,7 @@ func (h *Handlers) TaskDevice(ctx context.Context, id events.TaskID) (events.Dev
 	if _, err := h.wait(ctx, Reading{At: last}); err != nil {
 		return "", err
 	}
-	t, err := h.cfg.DB.Task(ctx, id)
+	t, err := h.cfg.DB.Task(ctx, scope, id)
 	switch {
 	case errors.Is(err, projections.ErrNotFound):
 		return "", nil

@@ -61,7 +61,7 @@ func (h *Handlers) registerUsage(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-usage", Method: http.MethodGet, Path: httpapi.Prefix + "/usage", Tags: []string{"devices"},
 		Extensions: httpapi.Needs(auth.ReadFleet),
-		Summary:    "Get what the connections of all devices cost", Description: "Bytes on the wire per day, as the manager's sockets counted them.",
+		Summary:    "Get what the connections of all devices cost", Description: "Bytes on the wire per day, as the manager's sockets counted them. All devices are those that the caller may see.",
 	}, h.getUsage)
 }
 
@@ -99,7 +99,7 @@ func (h *Handlers) getUsage(ctx context.Context, in *Days) (*Span[httpapi.FleetD
 	if err != nil {
 		return nil, err
 	}
-	days, err := h.cfg.Usage.Fleet(ctx, since, until)
+	days, err := h.fleetUsage(ctx, since, until)
 	if err != nil {
 		return nil, mapError(ctx, err)
 	}
@@ -107,6 +107,22 @@ func (h *Handlers) getUsage(ctx context.Context, in *Days) (*Span[httpapi.FleetD
 		day := dayUsage(d.DayUsage)
 		return httpapi.FleetDay{DayUsage: day, Devices: d.Devices, P50: d.P50, P99: d.P99}, day
 	}), nil
+}
+
+// fleetUsage is what the connections of all devices cost that the caller may see.
+func (h *Handlers) fleetUsage(ctx context.Context, since, until telemetry.Day) ([]projections.FleetDay, error) {
+	s := scope(ctx)
+	if s.Everything() {
+		return h.cfg.Usage.Fleet(ctx, since, until)
+	}
+	if _, err := h.wait(ctx, Reading{}); err != nil {
+		return nil, err
+	}
+	devices, err := h.cfg.DB.DevicesWithin(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return h.cfg.Usage.Of(ctx, devices, since, until)
 }
 
 // today is what a device's connections have cost so far today.

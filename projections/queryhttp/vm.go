@@ -55,7 +55,7 @@ func (h *Handlers) listVMs(ctx context.Context, in *struct {
 		return nil, err
 	}
 	p, err := h.cfg.DB.VMs(ctx, projections.VMFilter{
-		Device: id, Power: as[events.PowerState](in.Power), Tools: as[events.ToolsState](in.Tools),
+		Scope: scope(ctx), Device: id, Power: as[events.PowerState](in.Power), Tools: as[events.ToolsState](in.Tools),
 		Selector: sel, Text: in.Text, Sort: projections.Sort(in.Sort), Window: in.of(),
 	})
 	return list(ctx, p, err, position, vm)
@@ -80,7 +80,7 @@ func (h *Handlers) getVM(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	v, err := h.cfg.DB.VM(ctx, id, vmID)
+	v, err := h.cfg.DB.VM(ctx, scope(ctx), id, vmID)
 	switch {
 	case errors.Is(err, projections.ErrNotFound):
 		return nil, httpapi.NotFound("virtual machine", in.Device+"/"+in.VM)

@@ -40,6 +40,7 @@ var codes = []struct{ code, meaning string }{
 	{commands.CodeTokenUsedUp, "Every use of the join token is taken."},
 	{commands.CodeTokenEnded, "The join token has expired."},
 	{commands.CodeTokenClosed, "The join token was revoked."},
+	{commands.CodeOutOfScope, "With these labels the device, or those of the join token, would be outside the scope of the caller's grants."},
 }
 
 // problemReference returns the reference of the HTTP API's errors.
