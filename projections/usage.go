@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -120,8 +121,13 @@ func OpenUsage(ctx context.Context, cfg UsageConfig) (*Usage, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	path, err := filepath.Abs(cfg.Path) // a relative one is no URI
+	if err != nil {
+		return nil, fmt.Errorf("open usage: %w", err)
+	}
+	cfg.Path = path
 	u := &Usage{cfg: cfg}
-	err := u.open(ctx)
+	err = u.open(ctx)
 	if errors.Is(err, errDamaged) {
 		cfg.Log.Warn("usage file is damaged, starting another", "path", cfg.Path, "error", err)
 		if err = setAside(cfg.Path); err == nil {

@@ -127,6 +127,32 @@ func TestInitAndServe(t *testing.T) {
 	serving(t, config) // and again on the same directory
 }
 
+// TestRelativeDirectory makes a data directory where the program was started,
+// and serves it from elsewhere.
+func TestRelativeDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if code, _, stderr := pallasd(t, "init", "--data", "data", "--listen", "127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0"); code != 0 {
+		t.Fatalf("init: exit code %d\n%s", code, stderr)
+	}
+	config, err := filepath.Abs("data/pallasd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	serving(t, config)()
+	// A configuration that says it so means where the program is started.
+	t.Chdir(filepath.Dir(filepath.Dir(config)))
+	b, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = bytes.ReplaceAll(b, []byte(filepath.Dir(config)), []byte("data"))
+	if err := os.WriteFile(config, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	serving(t, config)()
+}
+
 func TestRefusals(t *testing.T) {
 	_, config := initialise(t)
 	text, err := os.ReadFile(config)

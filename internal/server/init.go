@@ -39,6 +39,10 @@ func Init(ctx context.Context, cfg Config, log *slog.Logger) (token string, err 
 	if err := cfg.Validate(); err != nil {
 		return "", err
 	}
+	// The configuration must mean the same wherever it is read from.
+	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
