@@ -374,6 +374,11 @@ func parse(reply *nats.Msg) (message, error) {
 	if err != nil {
 		return message{}, fmt.Errorf("reply of the event log: position: %w", err)
 	}
+	if position == 0 {
+		// Seen once, on a log of ten million decisions after a crash and under
+		// load: no message has that position, so nothing can be said of the log.
+		return message{}, fmt.Errorf("%w: the reply holds no message", events.ErrUnavailable)
+	}
 	return message{
 		position: position,
 		subject:  events.Subject(reply.Header.Get(jetstream.SubjectHeader)),
