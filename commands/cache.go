@@ -215,7 +215,7 @@ const (
 	itemSize  = 512 // a virtual machine, a task
 )
 
-func (d *Device) size() int    { return itemSize }
+func (d *Device) size() int    { return itemSize + len(d.Notes) }
 func (t *JoinToken) size() int { return itemSize }
 func (i *Inventory) size() int { return 2*itemSize + len(i.VMs)*itemSize }
 func (t *Tasks) size() int     { return len(t.Tasks)*itemSize + len(t.Past)*8 }

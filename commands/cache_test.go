@@ -30,7 +30,7 @@ func TestCacheLetsGoOfWhatIsNotUsed(t *testing.T) {
 		if n, bytes := d.cache.usage(); n != 0 || bytes != 0 || d.cache.timer != nil {
 			t.Errorf("%d aggregates, %d bytes, want none and no timer", n, bytes)
 		}
-		if r := does(t, d, RenameDevice{Device: dev, Name: "again"}); !r.Changed {
+		if r := does(t, d, UpdateDevice{Device: dev, Name: new("again")}); !r.Changed {
 			t.Errorf("rename after that: %+v", r)
 		}
 	})

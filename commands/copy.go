@@ -11,6 +11,7 @@ func (d *Device) copy() Device {
 	c := *d
 	c.Labels = maps.Clone(d.Labels)
 	c.Certificates = slices.Clone(d.Certificates)
+	c.Site = copySite(d.Site)
 	return c
 }
 

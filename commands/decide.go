@@ -42,10 +42,8 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 		return plain(s.Device.approve(c))
 	case RetireDevice:
 		return plain(s.Device.retire(c))
-	case LabelDevice:
-		return plain(s.Device.label(c))
-	case RenameDevice:
-		return plain(s.Device.rename(c))
+	case UpdateDevice:
+		return plain(s.Device.update(c))
 	case ConnectDevice:
 		return plain(s.Device.connect(c))
 	case LoseDevice:
@@ -68,6 +66,8 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 		return plain(s.Token.use(c, s.Device, now))
 	case RevokeJoinToken:
 		return plain(s.Token.revoke(c))
+	case RefuseJoins:
+		return plain(s.Token.refuse(c))
 	}
 	return Outcome{}, fmt.Errorf("decide on %T: not a command of this package", c)
 }

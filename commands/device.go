@@ -27,6 +27,8 @@ type Device struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
 	Trust  Trust             `json:"trust"`
+	Notes  string            `json:"notes,omitempty"`
+	Site   *events.Site      `json:"site,omitempty"`
 	// Connected says that the device has a session, or lost it within the grace
 	// time. Address, AgentVersion and Protocol are those of the newest
 	// DeviceConnected.
@@ -79,20 +81,6 @@ type RetireDevice struct {
 	IfRevision uint64
 }
 
-// LabelDevice replaces a device's labels.
-type LabelDevice struct {
-	Device     events.DeviceID
-	Labels     map[string]string
-	IfRevision uint64
-}
-
-// RenameDevice gives a device another display name.
-type RenameDevice struct {
-	Device     events.DeviceID
-	Name       string
-	IfRevision uint64
-}
-
 // ConnectDevice records that a device has a session. It writes only what is
 // news: a device that was not connected, or a changed agent or protocol. A new
 // address alone is not: NAT changes it at will.
@@ -122,12 +110,6 @@ func (c ApproveDevice) Subject() events.Subject { return events.DeviceSubject(c.
 func (c RetireDevice) Subject() events.Subject { return events.DeviceSubject(c.Device) }
 
 // Subject returns the device's aggregate.
-func (c LabelDevice) Subject() events.Subject { return events.DeviceSubject(c.Device) }
-
-// Subject returns the device's aggregate.
-func (c RenameDevice) Subject() events.Subject { return events.DeviceSubject(c.Device) }
-
-// Subject returns the device's aggregate.
 func (c ConnectDevice) Subject() events.Subject { return events.DeviceSubject(c.Device) }
 
 // Subject returns the device's aggregate.
@@ -136,8 +118,6 @@ func (c LoseDevice) Subject() events.Subject { return events.DeviceSubject(c.Dev
 func (RegisterDevice) sealed() {}
 func (ApproveDevice) sealed()  {}
 func (RetireDevice) sealed()   {}
-func (LabelDevice) sealed()    {}
-func (RenameDevice) sealed()   {}
 func (ConnectDevice) sealed()  {}
 func (LoseDevice) sealed()     {}
 
@@ -208,32 +188,6 @@ func (d Device) retire(c RetireDevice) ([]events.Event, error) {
 		return nil, nil
 	}
 	return []events.Event{events.DeviceRetired{Reason: c.Reason}}, nil
-}
-
-func (d Device) label(c LabelDevice) ([]events.Event, error) {
-	if err := first(checkLabels(c.Labels), d.ready(c.Device, c.IfRevision)); err != nil {
-		return nil, err
-	}
-	switch {
-	case d.Trust == TrustRetired:
-		return nil, d.isRetired()
-	case maps.Equal(d.Labels, c.Labels):
-		return nil, nil
-	}
-	return []events.Event{events.DeviceLabelled{Labels: copyLabels(c.Labels)}}, nil
-}
-
-func (d Device) rename(c RenameDevice) ([]events.Event, error) {
-	if err := first(checkName("name", c.Name), d.ready(c.Device, c.IfRevision)); err != nil {
-		return nil, err
-	}
-	switch {
-	case d.Trust == TrustRetired:
-		return nil, d.isRetired()
-	case d.Name == c.Name:
-		return nil, nil
-	}
-	return []events.Event{events.DeviceRenamed{Name: c.Name}}, nil
 }
 
 func (d Device) connect(c ConnectDevice) ([]events.Event, error) {
@@ -326,6 +280,8 @@ func (d *Device) fold(r events.Record) {
 			d.Labels = copyLabels(e.Labels)
 		case events.DeviceRenamed:
 			d.Name = e.Name
+		case events.DeviceDescribed:
+			d.Notes, d.Site = e.Notes, copySite(e.Site)
 		case events.DeviceRetired:
 			d.Trust = TrustRetired
 		default:

@@ -28,13 +28,6 @@ func TestDevice(t *testing.T) {
 	connected := with(approved, onDevice(events.DeviceConnected{Address: "10.0.0.1", AgentVersion: "1.0", Protocol: 1}))
 	lost := with(connected, onDevice(events.DeviceLost{Reason: "gone"}))
 	connect := ConnectDevice{Device: dev, Address: "10.0.0.1", AgentVersion: "1.0", Protocol: 1}
-	labels := func(n int) map[string]string {
-		m := map[string]string{}
-		for i := range n {
-			m[fmt.Sprintf("k%d", i)] = "v"
-		}
-		return m
-	}
 	bad := func(name, field, says string, f func(*RegisterDevice)) scene {
 		return scene{name: "register refuses " + name, when: registerWith(f), refused: KindInvalid, field: field, says: says}
 	}
@@ -87,25 +80,6 @@ func TestDevice(t *testing.T) {
 		{name: "retire for a long reason", given: approved, when: RetireDevice{Device: dev, Reason: strings.Repeat("x", 1025)}, refused: KindInvalid, field: "reason", says: "at most 1024"},
 		{name: "retire for a reason with a control character", given: approved, when: RetireDevice{Device: dev, Reason: "a\x00"}, refused: KindInvalid, field: "reason", says: "control character"},
 		{name: "retire at another revision", given: approved, when: RetireDevice{Device: dev, IfRevision: 1}, refused: KindStale, field: "If-Match", says: "at revision 2, not 1"},
-
-		{
-			name: "label", given: approved, when: LabelDevice{Device: dev, Labels: map[string]string{"example.com/role": "pos", "empty": ""}},
-			then: emit(events.DeviceLabelled{Labels: map[string]string{"example.com/role": "pos", "empty": ""}}),
-		},
-		{name: "label as it is", given: approved, when: LabelDevice{Device: dev, Labels: map[string]string{"site": "fra"}}},
-		{name: "label with nothing", given: approved, when: LabelDevice{Device: dev}, then: emit(events.DeviceLabelled{})},
-		{name: "label a retired device", given: retired, when: LabelDevice{Device: dev}, refused: KindConflict, code: CodeRetired, says: "was retired"},
-		{name: "label an unknown device", when: LabelDevice{Device: dev}, refused: KindNotFound, says: "is not known"},
-		{name: "label at another revision", given: approved, when: LabelDevice{Device: dev, IfRevision: 1}, refused: KindStale, field: "If-Match", says: "at revision 2"},
-		{name: "label with 64 labels", given: approved, when: LabelDevice{Device: dev, Labels: labels(64)}, then: emit(events.DeviceLabelled{Labels: labels(64)})},
-		{name: "label with 65 labels", given: approved, when: LabelDevice{Device: dev, Labels: labels(65)}, refused: KindInvalid, field: "labels", says: "at most 64"},
-
-		{name: "rename", given: approved, when: RenameDevice{Device: dev, Name: "shop 2"}, then: emit(events.DeviceRenamed{Name: "shop 2"})},
-		{name: "rename as it is", given: approved, when: RenameDevice{Device: dev, Name: "shop-1"}},
-		{name: "rename to nothing", given: approved, when: RenameDevice{Device: dev}, refused: KindInvalid, field: "name", says: "is empty"},
-		{name: "rename a retired device", given: retired, when: RenameDevice{Device: dev, Name: "x"}, refused: KindConflict, code: CodeRetired, says: "was retired"},
-		{name: "rename an unknown device", when: RenameDevice{Device: dev, Name: "x"}, refused: KindNotFound, says: "is not known"},
-		{name: "rename at another revision", given: approved, when: RenameDevice{Device: dev, Name: "x", IfRevision: 9}, refused: KindStale, field: "If-Match", says: "at revision 2"},
 
 		{name: "connect", given: approved, when: connect, then: emit(events.DeviceConnected{Address: "10.0.0.1", AgentVersion: "1.0", Protocol: 1})},
 		{name: "connect while pending", given: pending, when: connect, then: emit(events.DeviceConnected{Address: "10.0.0.1", AgentVersion: "1.0", Protocol: 1})},

@@ -96,12 +96,20 @@ func New(c Config) (*Dispatcher, error) {
 // and when ctx ends nobody knows, and the same command with the same CommandID
 // may be given again. ErrConflict means that other writers kept coming first.
 func (d *Dispatcher) Do(ctx context.Context, c Command, m Meta) (Result, error) {
-	r, err := d.do(ctx, c, m)
+	return d.DoIf(ctx, c, m, nil)
+}
+
+// DoIf is [Dispatcher.Do] for a command that is meant only for what a guard
+// permits. The guard judges the states that the command is decided on, so
+// nothing comes between the two; it must be pure, and its error, an *[Error], is
+// the refusal.
+func (d *Dispatcher) DoIf(ctx context.Context, c Command, m Meta, guard func(States) error) (Result, error) {
+	r, err := d.do(ctx, c, m, guard)
 	d.metrics.count(c, r, err)
 	return r, err
 }
 
-func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) {
+func (d *Dispatcher) do(ctx context.Context, c Command, m Meta, guard func(States) error) (Result, error) {
 	if err := checkMeta(m); err != nil {
 		return Result{}, err
 	}
@@ -131,7 +139,7 @@ func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) 
 	}
 	defer release()
 
-	try := attempt{Dispatcher: d, command: c, subject: subject, scope: scope, decision: events.Decision{
+	try := attempt{Dispatcher: d, command: c, guard: guard, subject: subject, scope: scope, decision: events.Decision{
 		ID: id, Subject: subject, Time: instant(m.Time), Actor: m.Actor, Source: m.Source,
 		Cause: or(m.Cause, m.CommandID), Traceparent: m.Traceparent,
 	}}
@@ -142,6 +150,7 @@ func (d *Dispatcher) do(ctx context.Context, c Command, m Meta) (Result, error) 
 type attempt struct {
 	*Dispatcher
 	command  Command
+	guard    func(States) error // nil permits all
 	subject  events.Subject
 	scope    labels.Scope
 	decision events.Decision
@@ -170,10 +179,17 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 		confirmed = confirmed && othersConfirmed
-		if a.placed != 0 && reaches(a.scope, a.subject, states) {
+		inside := reaches(a.scope, a.subject, states)
+		if a.placed != 0 && inside {
 			return a.repeated(e), nil
 		}
-		out, err := DecideWithin(a.scope, a.command, states, a.decision.Time)
+		var out Outcome
+		if a.guard != nil && inside { // it must not tell of what is outside
+			err = a.guard(states)
+		}
+		if err == nil {
+			out, err = DecideWithin(a.scope, a.command, states, a.decision.Time)
+		}
 		if (err != nil || len(out.Entries) == 0) && !confirmed {
 			// Nothing to append, so the log would not find out that the state
 			// is an old one: ask it before answering.
@@ -435,7 +451,7 @@ func (d *Dispatcher) Tasks(ctx context.Context, id events.DeviceID) (Tasks, erro
 // [Error] of KindNotFound.
 func (d *Dispatcher) JoinToken(ctx context.Context, id events.TokenID) (JoinToken, error) {
 	s, err := read[JoinToken](ctx, d, events.TokenSubject(id))
-	if err == nil && s.Revision == 0 {
+	if err == nil && s.ID == "" {
 		err = notFound("join token %s is not known", clip(string(id)))
 	}
 	return s, err

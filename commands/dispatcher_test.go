@@ -161,7 +161,7 @@ func TestRepeatedCommandGetsTheFirstAnswer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			does(t, d, RenameDevice{Device: id, Name: "other"})
+			does(t, d, UpdateDevice{Device: id, Name: new("other")})
 			if fresh {
 				d, _ = dispatcher(t, store)
 				if _, err := d.Device(t.Context(), id); err != nil {
@@ -177,7 +177,7 @@ func TestRepeatedCommandGetsTheFirstAnswer(t *testing.T) {
 				t.Errorf("first %+v, again %+v", first, again)
 			}
 			// The same id for something else is not the same command.
-			other, err := d.Do(t.Context(), RenameDevice{Device: id, Name: "third"}, m)
+			other, err := d.Do(t.Context(), UpdateDevice{Device: id, Name: new("third")}, m)
 			if err != nil || !other.Changed {
 				t.Errorf("another command with the id: %+v, %v", other, err)
 			}
@@ -198,7 +198,7 @@ func TestRepeatedCommandAfterMany(t *testing.T) {
 	give := func(n int) Result {
 		m := operator
 		m.CommandID = fmt.Sprint("k", n)
-		r, err := d.Do(t.Context(), RenameDevice{Device: dev, Name: fmt.Sprint("n", n)}, m)
+		r, err := d.Do(t.Context(), UpdateDevice{Device: dev, Name: new(fmt.Sprint("n", n))}, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,16 +234,16 @@ func TestCacheIsNoAuthority(t *testing.T) {
 	if r := does(t, a, ApproveDevice{Device: dev}); r.Changed || r.Position != approvedAt.Position {
 		t.Errorf("approving again: %+v, want unchanged at %d", r, approvedAt.Position)
 	}
-	does(t, b, RenameDevice{Device: dev, Name: "new"})
+	does(t, b, UpdateDevice{Device: dev, Name: new("new")})
 	if s, err := a.Device(t.Context(), dev); err != nil || s.Name != "new" {
 		t.Errorf("read: %+v, %v", s, err)
 	}
-	does(t, b, RenameDevice{Device: dev, Name: "newer"})
-	if r := does(t, a, LabelDevice{Device: dev}); !r.Changed { // conflicts, and tries again
+	does(t, b, UpdateDevice{Device: dev, Name: new("newer")})
+	if r := does(t, a, UpdateDevice{Device: dev, ClearLabels: true}); !r.Changed { // conflicts, and tries again
 		t.Errorf("label: %+v", r)
 	}
-	does(t, b, RenameDevice{Device: dev, Name: "newest"})
-	if _, err := a.Do(t.Context(), RenameDevice{Device: dev, Name: "x", IfRevision: approvedAt.Position}, operator); KindOf(err) != KindStale {
+	does(t, b, UpdateDevice{Device: dev, Name: new("newest")})
+	if _, err := a.Do(t.Context(), UpdateDevice{Device: dev, Name: new("x"), IfRevision: approvedAt.Position}, operator); KindOf(err) != KindStale {
 		t.Errorf("rename at an old revision: %v", err)
 	}
 
@@ -255,6 +255,47 @@ func TestCacheIsNoAuthority(t *testing.T) {
 	slow.Time = t0.Add(-time.Second) // the request was long under way
 	if _, err := a.Do(t.Context(), request, slow); !errors.As(err, &e) || e.Code != CodeRetired {
 		t.Errorf("task for a device that another manager retired: %v", err)
+	}
+}
+
+// A guard judges what the command is decided on: neither an old cache nor
+// somebody who comes in between gets past it.
+func TestGuard(t *testing.T) {
+	store := eventstest.NewMemory()
+	a, _ := dispatcher(t, store)
+	b, _ := dispatcher(t, store)
+	does(t, a, registerWith(nil))
+	site := func(want string, asked *int) func(States) error {
+		return func(s States) error {
+			if *asked++; s.Device.Labels["site"] != want {
+				return conflict("moved", "is in %s", s.Device.Labels["site"])
+			}
+			return nil
+		}
+	}
+	asked := 0
+	if _, err := a.DoIf(t.Context(), ApproveDevice{Device: dev}, operator, site("muc", &asked)); KindOf(err) != KindConflict {
+		t.Fatalf("a device that the guard refuses: %v", err)
+	}
+	moved := does(t, b, UpdateDevice{Device: dev, Labels: map[string]*string{"site": new("muc")}})
+	// a still has it in fra: the append conflicts, and the guard is asked again.
+	asked = 0
+	if _, err := a.DoIf(t.Context(), ApproveDevice{Device: dev}, operator, site("fra", &asked)); KindOf(err) != KindConflict || asked != 2 {
+		t.Fatalf("a device that moved: %v, asked %d times", err, asked)
+	}
+	if s, err := a.Device(t.Context(), dev); err != nil || s.Trust != TrustPending || s.Revision != moved.Position {
+		t.Fatalf("state %+v, %v", s, err)
+	}
+	// What was done is done: a repeat is not judged anew.
+	m := operator
+	m.CommandID = "once"
+	first, err := a.DoIf(t.Context(), ApproveDevice{Device: dev}, m, site("muc", &asked))
+	if err != nil || !first.Changed {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	does(t, b, UpdateDevice{Device: dev, ClearLabels: true})
+	if again, err := b.DoIf(t.Context(), ApproveDevice{Device: dev}, m, site("muc", &asked)); err != nil || again.Changed || again.Position != first.Position {
+		t.Errorf("the repeat: %+v, %v; want unchanged at %d", again, err, first.Position)
 	}
 }
 
@@ -402,7 +443,7 @@ func TestAppendWithoutAnAnswer(t *testing.T) {
 			if !r.Changed || r.Position != 1 {
 				t.Errorf("result %+v", r)
 			}
-			if r := does(t, d, RenameDevice{Device: dev, Name: "x"}); !r.Changed || r.Position != 2 {
+			if r := does(t, d, UpdateDevice{Device: dev, Name: new("x")}); !r.Changed || r.Position != 2 {
 				t.Errorf("next result %+v", r)
 			}
 			if got := logOf(t, f.Store); len(got) != 2 {
@@ -487,7 +528,7 @@ func TestSmallCache(t *testing.T) {
 		if i < 2 {
 			managed(t, d, id)
 		}
-		if r := does(t, d, RenameDevice{Device: id, Name: fmt.Sprint("n", i)}); !r.Changed {
+		if r := does(t, d, UpdateDevice{Device: id, Name: new(fmt.Sprint("n", i))}); !r.Changed {
 			t.Errorf("rename %d: %+v", i, r)
 		}
 	}
@@ -508,7 +549,7 @@ func TestUnknownEventsAdvanceTheRevision(t *testing.T) {
 	if err != nil || s.Revision != 3 || s.Name != "shop-1" {
 		t.Errorf("state %+v, %v", s, err)
 	}
-	if r := does(t, d, RenameDevice{Device: dev, Name: "x", IfRevision: 3}); !r.Changed {
+	if r := does(t, d, UpdateDevice{Device: dev, Name: new("x"), IfRevision: 3}); !r.Changed {
 		t.Errorf("rename on top of it: %+v", r)
 	}
 }
@@ -624,8 +665,8 @@ func TestSnapshots(t *testing.T) {
 		"good":             {good, at, nil, 601 - 512 + 1},
 		"none":             {nil, 0, nil, 601},
 		"damaged":          {good[:len(good)/2], at, nil, 601},
-		"of another shape": {[]byte(`{"version":3,"state":[]}`), at, nil, 601},
-		"of another build": {[]byte(strings.Replace(string(good), `"version":3`, `"version":2`, 1)), at, nil, 601},
+		"of another shape": {fmt.Appendf(nil, `{"version":%d,"state":[]}`, snapshotVersion), at, nil, 601},
+		"of another build": {[]byte(strings.Replace(string(good), fmt.Sprintf(`"version":%d`, snapshotVersion), `"version":2`, 1)), at, nil, 601},
 		"ahead of the log": {good, 1 << 40, nil, 601},
 		"of another log":   {[]byte(strings.Replace(string(good), `"decision":"`, `"decision":"0`, 1)), at, nil, 601 + 1},
 		"out of reach":     {good, at, errors.New("test: no answer"), 601},
@@ -677,7 +718,7 @@ func TestConcurrentManagers(t *testing.T) {
 			wg.Go(func() {
 				for n := range rounds {
 					name := fmt.Sprintf("name-%d-%d-%d", i%4, k, n)
-					r, err := m.Do(t.Context(), RenameDevice{Device: dev, Name: name}, operator)
+					r, err := m.Do(t.Context(), UpdateDevice{Device: dev, Name: new(name)}, operator)
 					if err != nil {
 						t.Errorf("rename: %v", err)
 					} else if r.Changed {

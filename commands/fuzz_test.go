@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"strings"
 	"testing"
 
 	"pallas/events"
@@ -43,6 +44,24 @@ func FuzzSnapshot(f *testing.F) {
 		d.keep(t.Context(), s, e)
 		if d.restore(t.Context(), s) == nil && e.revision <= uint64(len(records)) {
 			t.Fatalf("what was restored from %s is refused once saved: %s", data, snaps.data[s])
+		}
+	})
+}
+
+// FuzzNamePattern checks that a pattern that a token may have always makes a
+// name that a device may have.
+func FuzzNamePattern(f *testing.F) {
+	f.Add("till-{n}", "esx-1", 3)
+	f.Add("{host} {id8}", strings.Repeat("ä", 253), 100_000)
+	f.Add("{{n}", "x", 1)
+	f.Fuzz(func(t *testing.T, pattern, host string, n int) {
+		n = min(max(n, 1), MaxUses)
+		if pattern == "" || checkPattern(pattern, MaxUses) != nil || checkName("host", host) != nil {
+			return
+		}
+		name := JoinToken{NamePattern: pattern, MaxUses: MaxUses}.DeviceName(dev, host, n)
+		if err := checkName("name", name); err != nil {
+			t.Errorf("%q for %q: %q: %v", pattern, host, name, err)
 		}
 	})
 }

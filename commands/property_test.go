@@ -164,7 +164,10 @@ func (w *world) step() {
 	case 12:
 		w.give(LoseDevice{Device: dev, Reason: "test"})
 	case 13:
-		w.give(LabelDevice{Device: dev, Labels: map[string]string{"n": rapid.SampledFrom([]string{"1", "2"}).Draw(t, "label")}})
+		w.give(UpdateDevice{
+			Device: dev, Labels: map[string]*string{"n": new(rapid.SampledFrom([]string{"1", "2"}).Draw(t, "label"))},
+			Notes: new(rapid.SampledFrom([]string{"", "a"}).Draw(t, "notes")), Site: rapid.SampledFrom([]*SitePatch{nil, {Clear: true}, {Name: new("here")}}).Draw(t, "site"),
+		})
 	case 14:
 		if rapid.IntRange(0, 9).Draw(t, "lost outbox") == 0 {
 			w.epoch, w.seq, w.sent = w.epoch+1, 0, nil

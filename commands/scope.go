@@ -72,7 +72,7 @@ func reaches(scope labels.Scope, s events.Subject, st States) bool {
 	case s.Device() != "":
 		return st.Device.Revision == 0 || scope.Match(st.Device.Labels)
 	case s.Kind() == events.KindToken:
-		return st.Token.Revision == 0 || scope.Match(st.Token.Labels)
+		return st.Token.ID == "" || scope.Match(st.Token.Labels)
 	}
 	return scope.Everything()
 }

@@ -33,14 +33,14 @@ func TestOutsideIsUnknown(t *testing.T) {
 		"approve, at":    func(id events.DeviceID) Command { return ApproveDevice{Device: id, IfRevision: revision} },
 		"approve, stale": func(id events.DeviceID) Command { return ApproveDevice{Device: id, IfRevision: 1} },
 		"label": func(id events.DeviceID) Command {
-			return LabelDevice{Device: id, Labels: map[string]string{"site": "fra"}}
+			return relabel(id, map[string]string{"site": "fra"})
 		},
 		"label, same": func(id events.DeviceID) Command {
-			return LabelDevice{Device: id, Labels: map[string]string{"site": "muc"}}
+			return relabel(id, map[string]string{"site": "muc"})
 		},
-		"label, bad":     func(id events.DeviceID) Command { return LabelDevice{Device: id, Labels: map[string]string{"-": ""}} },
-		"rename":         func(id events.DeviceID) Command { return RenameDevice{Device: id, Name: "other"} },
-		"rename, bad":    func(id events.DeviceID) Command { return RenameDevice{Device: id} },
+		"label, bad":     func(id events.DeviceID) Command { return relabel(id, map[string]string{"-": ""}) },
+		"rename":         func(id events.DeviceID) Command { return UpdateDevice{Device: id, Name: new("other")} },
+		"rename, bad":    func(id events.DeviceID) Command { return UpdateDevice{Device: id, Name: new("")} },
 		"retire":         func(id events.DeviceID) Command { return RetireDevice{Device: id} },
 		"request":        func(id events.DeviceID) Command { return request(id, task2, time.Hour) },
 		"request, late":  func(id events.DeviceID) Command { return request(id, task2, -time.Hour) },
@@ -56,7 +56,7 @@ func TestOutsideIsUnknown(t *testing.T) {
 			d, _ := dispatcher(t, store)
 			managed(t, d, dev2)
 			does(t, d, request(dev2, task1, time.Hour))
-			does(t, d, LabelDevice{Device: dev2, Labels: map[string]string{"site": "muc"}})
+			does(t, d, relabel(dev2, map[string]string{"site": "muc"}))
 			before := len(logOf(t, store))
 			var answers [2]Error
 			for i, id := range []events.DeviceID{dev2, dev3} {
@@ -82,6 +82,15 @@ func TestOutsideIsUnknown(t *testing.T) {
 	}
 }
 
+// relabel gives a device these labels and no others.
+func relabel(id events.DeviceID, labels map[string]string) UpdateDevice {
+	c := UpdateDevice{Device: id, ClearLabels: true, Labels: map[string]*string{}}
+	for k, v := range labels {
+		c.Labels[k] = &v
+	}
+	return c
+}
+
 func request(id events.DeviceID, task events.TaskID, in time.Duration) RequestTask {
 	return RequestTask{Device: id, Task: task, Kind: events.TaskVMPowerOn, VM: web, Deadline: t0.Add(in)}
 }
@@ -96,7 +105,7 @@ func TestNothingLeavesTheScope(t *testing.T) {
 	issue := func(m map[string]string) Command {
 		return IssueJoinToken{Token: events.TokenID(events.NewID()), MaxUses: 1, Expires: t0.Add(time.Hour), Labels: m}
 	}
-	label := func(m map[string]string) Command { return LabelDevice{Device: dev, Labels: m} }
+	label := func(m map[string]string) Command { return relabel(dev, m) }
 	for name, tc := range map[string]struct {
 		command Command
 		denied  bool
@@ -152,7 +161,7 @@ func TestScopeIsJudgedOnTheLog(t *testing.T) {
 	fra, muc := scoped(t, "site=fra"), scoped(t, "site=muc")
 	try := func(m Meta, want Kind) {
 		t.Helper()
-		for _, c := range []Command{RenameDevice{Device: dev, Name: "n" + events.NewID()}, CancelTask{Device: dev, Task: task1}} {
+		for _, c := range []Command{UpdateDevice{Device: dev, Name: new("n" + events.NewID())}, CancelTask{Device: dev, Task: task1}} {
 			if _, err := here.Do(t.Context(), c, m); KindOf(err) != want {
 				t.Errorf("%T in %s: %v, want %q", c, m.Scope, err, want)
 			}
@@ -160,7 +169,7 @@ func TestScopeIsJudgedOnTheLog(t *testing.T) {
 	}
 	try(fra, "")
 	try(muc, KindNotFound)
-	does(t, elsewhere, LabelDevice{Device: dev, Labels: map[string]string{"site": "muc"}})
+	does(t, elsewhere, relabel(dev, map[string]string{"site": "muc"}))
 	try(fra, KindNotFound)
 	try(muc, "")
 }
@@ -180,7 +189,7 @@ func TestRepeatOutOfScope(t *testing.T) {
 	if again, err := d.Do(t.Context(), c, m); err != nil || again.Position != first.Position || again.Changed {
 		t.Errorf("again: %+v, %v; first %+v", again, err, first)
 	}
-	does(t, d, LabelDevice{Device: dev, Labels: map[string]string{"site": "muc"}})
+	does(t, d, relabel(dev, map[string]string{"site": "muc"}))
 	if again, err := d.Do(t.Context(), c, m); KindOf(err) != KindNotFound {
 		t.Errorf("out of scope: %+v, %v", again, err)
 	}
@@ -202,7 +211,7 @@ func TestUserWithoutScope(t *testing.T) {
 		t.Error("something was written")
 	}
 	for _, a := range []events.Actor{events.SystemActor("test"), events.DeviceActor(dev), events.TokenActor(tok)} {
-		if _, err := d.Do(t.Context(), RenameDevice{Device: dev, Name: "by " + string(a)}, Meta{Actor: a}); err != nil {
+		if _, err := d.Do(t.Context(), UpdateDevice{Device: dev, Name: new("by " + string(a))}, Meta{Actor: a}); err != nil {
 			t.Errorf("%s: %v", a, err)
 		}
 	}

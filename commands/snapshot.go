@@ -24,7 +24,7 @@ const snapshotEvery = 256
 // snapshotVersion names the shape of the states. Change it whenever a state's
 // fields or the meaning of its fold change: snapshots of another version are
 // ignored.
-const snapshotVersion = 3
+const snapshotVersion = 4
 
 type snapshot struct {
 	Version int `json:"version"`

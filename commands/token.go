@@ -1,14 +1,21 @@
 package commands
 
 import (
+	"cmp"
+	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"pallas/events"
 )
 
-// JoinToken is the folded state of a join token. Revision 0 means that there
-// is no such token. Its secret part is not here.
+// JoinToken is the folded state of a join token. Without an ID there is no such
+// token, whatever the revision: refusals may be recorded where there is none.
+// Its secret part is not here.
 type JoinToken struct {
 	ID      events.TokenID `json:"id"`
 	Name    string         `json:"name,omitempty"`
@@ -21,6 +28,7 @@ type JoinToken struct {
 	Expires     time.Time         `json:"expires"`
 	AutoApprove bool              `json:"autoApprove"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	NamePattern string            `json:"namePattern,omitempty"`
 	Revoked     bool              `json:"revoked"`
 	Revision    uint64            `json:"revision"`
 }
@@ -36,6 +44,8 @@ type IssueJoinToken struct {
 	Expires     time.Time
 	AutoApprove bool
 	Labels      map[string]string
+	// NamePattern makes the names of its devices; see [JoinToken.DeviceName].
+	NamePattern string
 }
 
 // recentUses is how many devices may be between their use of a token and their
@@ -53,6 +63,15 @@ type UseJoinToken struct {
 // RevokeJoinToken ends a token: nobody may register with it any more.
 type RevokeJoinToken struct{ Token events.TokenID }
 
+// RefuseJoins records that attempts to register were refused until no more were
+// heard. The token is the one that was named last, or [events.NoToken].
+type RefuseJoins struct {
+	Token events.TokenID
+	// Failures and Limit are as in [events.JoinRefused].
+	Failures int
+	Limit    string
+}
+
 // Subject returns the token's aggregate.
 func (c IssueJoinToken) Subject() events.Subject { return events.TokenSubject(c.Token) }
 
@@ -62,13 +81,17 @@ func (c UseJoinToken) Subject() events.Subject { return events.TokenSubject(c.To
 // Subject returns the token's aggregate.
 func (c RevokeJoinToken) Subject() events.Subject { return events.TokenSubject(c.Token) }
 
+// Subject returns the token's aggregate.
+func (c RefuseJoins) Subject() events.Subject { return events.TokenSubject(c.Token) }
+
 func (IssueJoinToken) sealed()  {}
 func (UseJoinToken) sealed()    {}
 func (RevokeJoinToken) sealed() {}
+func (RefuseJoins) sealed()     {}
 
 func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error) {
-	if t.Revision != 0 { // asked before: the answer is the token as it is
-		if t.Name != c.Name || t.MaxUses != c.MaxUses || t.AutoApprove != c.AutoApprove {
+	if t.ID != "" { // asked before: the answer is the token as it is
+		if t.Name != c.Name || t.MaxUses != c.MaxUses || t.AutoApprove != c.AutoApprove || t.NamePattern != c.NamePattern {
 			return nil, invalid("Idempotency-Key", "was used for another join token: use a new key")
 		}
 		return nil, nil
@@ -78,15 +101,18 @@ func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error
 			return nil, err
 		}
 	}
+	if c.Token == events.NoToken {
+		return nil, invalid("token", "%s is for what names no token", c.Token)
+	}
 	if c.MaxUses < 1 || c.MaxUses > MaxUses {
 		return nil, invalid("maxUses", "%d: want 1 to %d", c.MaxUses, MaxUses)
 	}
-	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels(c.Labels)); err != nil {
+	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels(c.Labels), checkPattern(c.NamePattern, c.MaxUses)); err != nil {
 		return nil, err
 	}
 	return []events.Event{events.JoinTokenIssued{
 		Token: c.Token, Name: c.Name, MaxUses: c.MaxUses, Expires: instant(c.Expires),
-		AutoApprove: c.AutoApprove, Labels: copyLabels(c.Labels),
+		AutoApprove: c.AutoApprove, Labels: copyLabels(c.Labels), NamePattern: c.NamePattern,
 	}}, nil
 }
 
@@ -95,7 +121,7 @@ func (t JoinToken) use(c UseJoinToken, d Device, now time.Time) ([]events.Event,
 		return nil, err
 	}
 	switch {
-	case t.Revision == 0:
+	case t.ID == "":
 		return nil, notFound("join token %s is not known", clip(string(c.Token)))
 	case t.Revoked:
 		return nil, denied(CodeTokenClosed, "join token %s was revoked: ask for a new one", t.ID)
@@ -111,12 +137,86 @@ func (t JoinToken) use(c UseJoinToken, d Device, now time.Time) ([]events.Event,
 
 func (t JoinToken) revoke(c RevokeJoinToken) ([]events.Event, error) {
 	switch {
-	case t.Revision == 0:
+	case t.ID == "":
 		return nil, notFound("join token %s is not known", clip(string(c.Token)))
 	case t.Revoked:
 		return nil, nil
 	}
 	return []events.Event{events.JoinTokenRevoked{}}, nil
+}
+
+func (t JoinToken) refuse(c RefuseJoins) ([]events.Event, error) {
+	switch {
+	case t.ID == "" && c.Token != events.NoToken:
+		return nil, notFound("join token %s is not known", clip(string(c.Token)))
+	case c.Failures < 1:
+		return nil, invalid("failures", "%d: want at least 1", c.Failures)
+	case c.Limit != "source" && c.Limit != "all":
+		return nil, invalid("limit", "%q: want source or all", clip(c.Limit))
+	}
+	return []events.Event{events.JoinRefused{Failures: c.Failures, Limit: c.Limit}}, nil
+}
+
+// MaxPattern is how many characters a name pattern may have.
+const MaxPattern = 128
+
+// placeholder is what a name pattern has in braces, also where it is wrong.
+var placeholder = regexp.MustCompile(`\{[^{}]*\}?|\}`)
+
+func checkPattern(s string, uses int) *Error {
+	const field, known = "namePattern", "{host}, {id8} or {n}"
+	if s == "" {
+		return nil
+	}
+	if err := checkName(field, s); err != nil {
+		return err
+	}
+	if n := utf8.RuneCountInString(s); n > MaxPattern {
+		return invalid(field, "has %d characters: shorten it to at most %d", n, MaxPattern)
+	}
+	found := placeholder.FindAllStringIndex(s, -1)
+	for _, at := range found {
+		switch p := s[at[0]:at[1]]; p {
+		case "{host}", "{id8}", "{n}":
+		default:
+			return invalid(field, "position %d: %q is no placeholder: use %s", utf8.RuneCountInString(s[:at[0]])+1, p, known)
+		}
+	}
+	if len(found) == 0 && uses > 1 {
+		return invalid(field, "gives all %d devices the same name: put %s into it", uses, known)
+	}
+	return nil
+}
+
+// DeviceName returns the name that a device of the token begins with. host is
+// what it calls itself, "" when its host has no name yet and the id has to
+// serve; n is which use of the token it took.
+//
+// In the pattern {host} stands for the one, {n} for the other, with as many
+// digits as the largest n may have, so that names sort; {id8} is the beginning
+// of the id that the device is found by as well.
+func (t JoinToken) DeviceName(id events.DeviceID, host string, n int) string {
+	host = cmp.Or(host, string(id))
+	if t.NamePattern == "" {
+		return host
+	}
+	name := strings.NewReplacer(
+		"{host}", host, "{id8}", string(id)[:min(8, len(id))], "{n}", fmt.Sprintf("%0*d", len(strconv.Itoa(t.MaxUses)), n),
+	).Replace(t.NamePattern)
+	if r := []rune(name); len(r) > MaxName {
+		name = strings.TrimSpace(string(r[:MaxName]))
+	}
+	return name
+}
+
+// UseOf returns which use of the token a device took, from 1; 0 when it took
+// none of the newest.
+func (t JoinToken) UseOf(id events.DeviceID) int {
+	i := slices.Index(t.Recent, id)
+	if i < 0 {
+		return 0
+	}
+	return t.Uses - (len(t.Recent) - 1 - i)
 }
 
 // Evolve returns the state after a record of the token's aggregate. It is
@@ -134,7 +234,7 @@ func (t *JoinToken) fold(r events.Record) {
 		switch e := en.Event.(type) {
 		case events.JoinTokenIssued:
 			t.ID, t.Name, t.MaxUses, t.Expires = e.Token, e.Name, e.MaxUses, e.Expires
-			t.AutoApprove, t.Labels = e.AutoApprove, copyLabels(e.Labels)
+			t.AutoApprove, t.Labels, t.NamePattern = e.AutoApprove, copyLabels(e.Labels), e.NamePattern
 		case events.JoinTokenUsed:
 			t.Uses++
 			if t.Recent = append(t.Recent, e.Device); len(t.Recent) > recentUses {

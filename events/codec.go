@@ -70,6 +70,20 @@ func codecOf[E Event](version int) codec {
 	}
 }
 
+// from adds how to lift the payload of an older version to the one after it.
+func (c codec) from(version int, up func(json.RawMessage) (json.RawMessage, error)) codec {
+	if c.upcasts == nil {
+		c.upcasts = map[int]func(json.RawMessage) (json.RawMessage, error){}
+	}
+	c.upcasts[version] = up
+	return c
+}
+
+// same is for a version that only added a field, absent before. It is a version
+// of its own so that a build which would not heed the field does not know the
+// event.
+func same(b json.RawMessage) (json.RawMessage, error) { return b, nil }
+
 // codecs is the closed table of event types. A type is added here, and nowhere
 // else.
 var codecs = []codec{
@@ -80,6 +94,7 @@ var codecs = []codec{
 	codecOf[DeviceLost](1),
 	codecOf[DeviceLabelled](1),
 	codecOf[DeviceRenamed](1),
+	codecOf[DeviceDescribed](1),
 	codecOf[DeviceRetired](1),
 	codecOf[HostObserved](1),
 	codecOf[HostConditionChanged](1),
@@ -97,9 +112,10 @@ var codecs = []codec{
 	codecOf[TaskCancelled](1),
 	codecOf[TaskExpired](1),
 	codecOf[TaskReportedLate](1),
-	codecOf[JoinTokenIssued](1),
+	codecOf[JoinTokenIssued](2).from(1, same),
 	codecOf[JoinTokenUsed](1),
 	codecOf[JoinTokenRevoked](1),
+	codecOf[JoinRefused](1),
 }
 
 var codecByName = func() map[string]codec {

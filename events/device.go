@@ -66,6 +66,23 @@ type DeviceRenamed struct {
 	Name string `json:"name"`
 }
 
+// DeviceDescribed replaces what people have written down about the device.
+type DeviceDescribed struct {
+	// Notes are free text. People are asked to write nothing personal there.
+	Notes string `json:"notes,omitempty"`
+	// Site is where the device stands; absent when nobody has said.
+	Site *Site `json:"site,omitempty"`
+}
+
+// Site is a place where devices stand.
+type Site struct {
+	Name string `json:"name"`
+	// Latitude and Longitude are WGS 84 degrees, north and east positive. Either
+	// both are known or neither is.
+	Latitude  *float64 `json:"latitude,omitempty"`
+	Longitude *float64 `json:"longitude,omitempty"`
+}
+
 // DeviceRetired ends the device for good. Its certificates are worth nothing
 // from then on; its history stays.
 type DeviceRetired struct {
@@ -79,6 +96,7 @@ func (DeviceConnected) Type() string   { return "DeviceConnected" }
 func (DeviceLost) Type() string        { return "DeviceLost" }
 func (DeviceLabelled) Type() string    { return "DeviceLabelled" }
 func (DeviceRenamed) Type() string     { return "DeviceRenamed" }
+func (DeviceDescribed) Type() string   { return "DeviceDescribed" }
 func (DeviceRetired) Type() string     { return "DeviceRetired" }
 
 func (DeviceRegistered) sealed()  {}
@@ -88,4 +106,5 @@ func (DeviceConnected) sealed()   {}
 func (DeviceLost) sealed()        {}
 func (DeviceLabelled) sealed()    {}
 func (DeviceRenamed) sealed()     {}
+func (DeviceDescribed) sealed()   {}
 func (DeviceRetired) sealed()     {}

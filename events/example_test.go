@@ -49,6 +49,10 @@ func examples() []events.Event {
 		events.DeviceLost{Reason: "Stale Connection", Since: at("2031-05-06T07:20:41.52Z")},
 		events.DeviceLabelled{Labels: map[string]string{"site": "fra", "role": "kiosk", "floor": "2"}},
 		events.DeviceRenamed{Name: "Frankfurt Zeil, Kasse 17 <Erdgeschoß>"},
+		events.DeviceDescribed{
+			Notes: "Behind the counter.\nKey: ask for the shift leader.",
+			Site:  &events.Site{Name: "Frankfurt, Zeil 106", Latitude: ptr(50.1147), Longitude: ptr(8.6821)},
+		},
 		events.DeviceRetired{Reason: "shop closed"},
 		events.HostObserved{Host: events.Host{
 			Name: "esx-fra-017.shop.example", Vendor: "Dell Inc.", Model: "PowerEdge XR4510c", Serial: "7XK2M93",
@@ -89,10 +93,11 @@ func examples() []events.Event {
 		events.TaskReportedLate{Task: exampleTask, Status: events.TaskStatusFailed, Code: "interrupted", Message: "the agent was restarted"},
 		events.JoinTokenIssued{
 			Token: exampleToken, Name: "frankfurt roll-out", MaxUses: 25, Expires: at("2031-06-05T07:08:09Z"),
-			AutoApprove: true, Labels: map[string]string{"site": "fra"},
+			AutoApprove: true, Labels: map[string]string{"site": "fra"}, NamePattern: "till-{n}",
 		},
 		events.JoinTokenUsed{Device: exampleDevice},
 		events.JoinTokenRevoked{},
+		events.JoinRefused{Failures: 30, Limit: "source"},
 	}
 }
 

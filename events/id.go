@@ -24,6 +24,9 @@ type TaskID string
 // TokenID is the public part of a join token: a UUID (version 7).
 type TokenID string
 
+// NoToken is an id that no join token has.
+const NoToken = TokenID("00000000-0000-0000-0000-000000000000")
+
 // ID identifies a decision: a UUID. It is the message id that the log
 // deduplicates by.
 type ID string

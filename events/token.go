@@ -4,6 +4,8 @@ import "time"
 
 // JoinTokenIssued says that devices may register with a new token. The secret
 // part of the token is not here, nor is its hash.
+//
+// Version 1 had no name pattern.
 type JoinTokenIssued struct {
 	Token TokenID `json:"token"`
 	Name  string  `json:"name,omitempty"`
@@ -13,6 +15,10 @@ type JoinTokenIssued struct {
 	// AutoApprove approves a device at once when it registers.
 	AutoApprove bool              `json:"autoApprove"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	// NamePattern makes the names of its devices: {host} stands for what the
+	// device calls itself, {id8} for the first 8 digits of its id, {n} for which
+	// use of the token it took. Absent, a device has the name of its host.
+	NamePattern string `json:"namePattern,omitempty"`
 }
 
 // JoinTokenUsed says that one device took one use of the token.
@@ -23,10 +29,26 @@ type JoinTokenUsed struct {
 // JoinTokenRevoked says that nobody may register with the token any more.
 type JoinTokenRevoked struct{}
 
+// JoinRefused says that so many attempts to register were refused that no more
+// were heard for a while: somebody guesses, or a roll-out goes on with an old
+// join string. It is written at most once an hour for a source; the source is
+// the decision's.
+//
+// Attempts that name no token there is are in the aggregate of [NoToken].
+type JoinRefused struct {
+	// Failures is how many were refused since the last such event.
+	Failures int `json:"failures"`
+	// Limit is "source" when the attempts of one source were too many, "all"
+	// when those of all sources together were.
+	Limit string `json:"limit"`
+}
+
 func (JoinTokenIssued) Type() string  { return "JoinTokenIssued" }
 func (JoinTokenUsed) Type() string    { return "JoinTokenUsed" }
 func (JoinTokenRevoked) Type() string { return "JoinTokenRevoked" }
+func (JoinRefused) Type() string      { return "JoinRefused" }
 
 func (JoinTokenIssued) sealed()  {}
 func (JoinTokenUsed) sealed()    {}
 func (JoinTokenRevoked) sealed() {}
+func (JoinRefused) sealed()      {}

@@ -122,6 +122,8 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		want, err = events.KindDevice, w.deviceLabelled(at, device, e)
 	case events.DeviceRenamed:
 		want, err = events.KindDevice, w.deviceRenamed(at, device, e)
+	case events.DeviceDescribed:
+		want, err = events.KindDevice, w.deviceDescribed(at, device, e)
 	case events.DeviceRetired:
 		want, err = events.KindDevice, w.deviceRetired(at, device, e)
 
@@ -165,6 +167,8 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		want, err = events.KindToken, w.joinTokenUsed(at, token, e)
 	case events.JoinTokenRevoked:
 		want, err = events.KindToken, w.joinTokenRevoked(at, token)
+	case events.JoinRefused:
+		want, err = events.KindToken, w.updateToken(at, token, "")
 
 	case events.Unknown:
 		// An aggregate's revision counts every decision, also those that this

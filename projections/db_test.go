@@ -186,9 +186,9 @@ func check(t testing.TB, err error) {
 // sums from the message.
 func TestSchemaVersion(t *testing.T) {
 	const (
-		version  = 3
-		tables   = "edb49d52fff87b7a"
-		contents = "a8a353ae9a8682aa"
+		version  = 4
+		tables   = "7370afdb865b0cac"
+		contents = "118d3ec761d097d4"
 	)
 	sum := func(s string) string {
 		h := sha256.Sum256([]byte(s))
@@ -204,14 +204,16 @@ func TestSchemaVersion(t *testing.T) {
 // everyEvent is a log that holds each type of event.
 func everyEvent(t testing.TB) *eventLog {
 	l := newLog(t)
-	l.token(token1, events.JoinTokenIssued{Token: token1, Name: "n", MaxUses: 2, Expires: at(99), AutoApprove: true, Labels: map[string]string{"b": "1", "a": "2"}})
+	l.token(token1, events.JoinTokenIssued{Token: token1, Name: "n", MaxUses: 2, Expires: at(99), AutoApprove: true, Labels: map[string]string{"b": "1", "a": "2"}, NamePattern: "till-{n}"})
 	l.token(token1, events.JoinTokenUsed{Device: deviceA})
 	l.token(token1, events.JoinTokenRevoked{})
+	l.token(token1, events.JoinRefused{Failures: 3, Limit: "all"})
 	l.register(deviceA, "Ä1", "z=1", "a=2")
 	l.register(deviceB, "b")
 	l.device(deviceA, events.DeviceApproved{Policy: "auto"}, events.CertificateIssued{Serial: "1", KeyHash: "k", NotBefore: at(0), NotAfter: at(99)})
 	l.device(deviceA, events.DeviceConnected{Address: "192.0.2.1", AgentVersion: "2", Protocol: 1})
 	l.device(deviceA, events.DeviceLabelled{Labels: map[string]string{"y": "2"}}, events.DeviceRenamed{Name: "Ö"})
+	l.device(deviceA, events.DeviceDescribed{Notes: "n", Site: &events.Site{Name: "s", Latitude: new(50.25), Longitude: new(-8.0)}})
 	l.device(deviceB, events.DeviceLost{Reason: "x", Since: at(1)})
 	l.device(deviceB, events.DeviceRetired{Reason: "y"}, unknown())
 	l.inventory(

@@ -3,6 +3,7 @@ package projections
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,6 +38,9 @@ type Device struct {
 	Name   string
 	Labels map[string]string
 	Trust  Trust
+	// Notes and Site are what people wrote down; Site is nil when nobody has.
+	Notes string
+	Site  *events.Site
 
 	Connection Connection
 	// ConnectionSince is when the device connected, or when its last session
@@ -196,6 +200,14 @@ func (w *writer) deviceRenamed(at now, id events.DeviceID, e events.DeviceRename
 	return w.exec(`UPDATE device_labels SET name_key = ? WHERE device = ?`, key, string(id))
 }
 
+func (w *writer) deviceDescribed(at now, id events.DeviceID, e events.DeviceDescribed) error {
+	site, err := json.Marshal(e.Site)
+	if err != nil {
+		return err
+	}
+	return w.updateDevice(at, id, "notes = ?, site = ?, ", e.Notes, string(site))
+}
+
 // deviceRetired also forgets the device's virtual machines: nobody reports
 // them any more, and a list must not show them for ever.
 func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetired) error {
@@ -210,7 +222,7 @@ func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetire
 }
 
 const deviceColumns = `
-	SELECT d.id, d.name, d.name_key, d.labels, d.trust, d.connection, d.connection_since, d.lost_reason,
+	SELECT d.id, d.name, d.name_key, d.labels, d.notes, d.site, d.trust, d.connection, d.connection_since, d.lost_reason,
 		d.address, d.protocol, d.agent_version, d.key_hash, d.cert_serial, d.cert_not_after, d.join_token,
 		d.registered_at, d.approved_at, d.approved_by, d.approval, d.retired_at, d.retired_by, d.retired_reason,
 		d.condition, d.condition_message, d.condition_since, d.inventory_hash, d.inventory_synced_at,
@@ -231,7 +243,7 @@ type deviceRow struct {
 func scanDevice(rows *sql.Rows) (deviceRow, error) {
 	var d deviceRow
 	var h events.Host
-	err := rows.Scan(&d.ID, &d.Name, &d.nameKey, listed{&d.Labels}, &d.Trust, &d.Connection, instant{&d.ConnectionSince}, &d.LostReason,
+	err := rows.Scan(&d.ID, &d.Name, &d.nameKey, listed{&d.Labels}, &d.Notes, listed{&d.Site}, &d.Trust, &d.Connection, instant{&d.ConnectionSince}, &d.LostReason,
 		&d.Address, &d.Protocol, &d.AgentVersion, &d.KeyHash, &d.CertSerial, instant{&d.CertNotAfter}, &d.JoinToken,
 		instant{&d.RegisteredAt}, instant{&d.ApprovedAt}, &d.ApprovedBy, &d.Approval, instant{&d.RetiredAt}, &d.RetiredBy, &d.RetiredReason,
 		&d.Condition, &d.ConditionMessage, instant{&d.ConditionSince}, &d.InventoryHash, instant{&d.InventorySyncedAt},

@@ -74,6 +74,10 @@ func TestDeviceEvents(t *testing.T) {
 			d.Labels = map[string]string{"site": "muc"}
 		}},
 		{"labels taken away", []events.Event{events.DeviceLabelled{}}, func(d *Device) { d.Labels = nil }},
+		{"described", []events.Event{events.DeviceDescribed{Notes: "first floor", Site: &events.Site{Name: "Zeil", Latitude: new(50.5), Longitude: new(-8.0)}}}, func(d *Device) {
+			d.Notes, d.Site = "first floor", &events.Site{Name: "Zeil", Latitude: new(50.5), Longitude: new(-8.0)}
+		}},
+		{"description taken away", []events.Event{events.DeviceDescribed{Notes: "a", Site: &events.Site{Name: "b"}}, events.DeviceDescribed{}}, func(*Device) {}},
 		{"renamed", []events.Event{events.DeviceRenamed{Name: "Kasse 1"}}, func(d *Device) { d.Name = "Kasse 1" }},
 		{"retired", []events.Event{events.DeviceRetired{Reason: "scrapped"}}, func(d *Device) {
 			d.Trust, d.RetiredAt, d.RetiredBy, d.RetiredReason = TrustRetired, at(2), "user:ada", "scrapped"

@@ -21,6 +21,8 @@ func build(t *testing.T, filter any, rows int) query {
 	switch f := filter.(type) {
 	case interface{ query(sizer) (query, error) }:
 		q, err = f.query(func(start) (int, error) { return rows, nil })
+	case interface{ query() query }:
+		q = f.query()
 	case interface{ query() (query, error) }:
 		q, err = f.query()
 	default:
@@ -107,6 +109,9 @@ func TestQueryPlans(t *testing.T) {
 		"tokens":               {JoinTokenFilter{Scope: everything, UsableAt: at(1)}, "SCAN t USING INDEX join_tokens_by_creation"},
 		"tokens, next":         {JoinTokenFilter{Scope: everything, Window: Window{Cursor: encodeCursor("join-token", 1, "i")}}, "SEARCH t USING INDEX join_tokens_by_creation ((created_position,id)<(?,?))"},
 		"uses":                 {TokenUseFilter{Scope: everything, Token: token1, Window: Window{Cursor: encodeCursor("token-use", 1, "i")}}, "SEARCH u USING INDEX join_token_uses_by_position (token=? AND (position,device)>(?,?))"},
+
+		"selection":          {Selection{Scope: scope("d=e", "f"), Selector: mustSelector(t, "a=b,!c")}, "SCAN d USING COVERING INDEX sqlite_autoindex_devices_1"},
+		"selection by trust": {Selection{Scope: everything, Selector: mustSelector(t, "a=b"), Trust: []Trust{TrustPending}}, "SCAN d USING INDEX sqlite_autoindex_devices_1"},
 
 		"devices of a scope":         {DeviceFilter{Scope: one}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=?)"},
 		"devices of a scope, next":   {DeviceFilter{Scope: two, Window: deviceCursor}, "SEARCH l USING COVERING INDEX device_labels_by_value (key=? AND value=? AND (name_key,device)>(?,?))"},

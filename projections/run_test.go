@@ -57,6 +57,7 @@ var genEvent = rapid.Custom(func(t *rapid.T) (d events.Decision) {
 		events.DeviceLost{Reason: text, Since: when},
 		events.DeviceLabelled{Labels: labels},
 		events.DeviceRenamed{Name: text},
+		events.DeviceDescribed{Notes: text, Site: []*events.Site{nil, {Name: text}, {Name: text, Latitude: new(float64(n) / 3), Longitude: new(-1.0)}, {}}[n]},
 		events.DeviceRetired{Reason: text},
 		unknown(),
 	}
@@ -81,9 +82,10 @@ var genEvent = rapid.Custom(func(t *rapid.T) (d events.Decision) {
 		events.TaskReportedLate{Task: task, Status: events.TaskStatusFailed, Code: text, Message: text},
 	}
 	tokenEvents := []events.Event{
-		events.JoinTokenIssued{Token: token, Name: text, MaxUses: n, Expires: at(n), AutoApprove: n > 1, Labels: labels},
+		events.JoinTokenIssued{Token: token, Name: text, MaxUses: n, Expires: at(n), AutoApprove: n > 1, Labels: labels, NamePattern: text},
 		events.JoinTokenUsed{Device: device},
 		events.JoinTokenRevoked{},
+		events.JoinRefused{Failures: n, Limit: text},
 		unknown(),
 	}
 	kind := rapid.SampledFrom([]string{events.KindDevice, events.KindInventory, events.KindTasks, events.KindToken, "artifact"}).Draw(t, "kind")

@@ -2,7 +2,7 @@ package projections
 
 // schemaVersion names the tables and what Apply writes to them. Any change of
 // either needs another number; files of another version are built anew.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // applicationID marks the file as ours ("Plls" in ASCII), so that a path that
 // names somebody else's database is refused and not overwritten.
@@ -41,6 +41,8 @@ CREATE TABLE devices (
 	condition_message   TEXT NOT NULL DEFAULT '',
 	condition_since     INTEGER,
 	labels              TEXT NOT NULL,
+	notes               TEXT NOT NULL DEFAULT '',
+	site                TEXT NOT NULL DEFAULT 'null',
 	key_hash            TEXT NOT NULL,
 	cert_serial         TEXT NOT NULL DEFAULT '',
 	cert_not_after      INTEGER,
@@ -217,6 +219,7 @@ CREATE TABLE join_tokens (
 	expires          INTEGER,
 	auto_approve     INTEGER NOT NULL,
 	labels           TEXT NOT NULL,
+	name_pattern     TEXT NOT NULL,
 	created_position INTEGER NOT NULL,
 	created_at       INTEGER NOT NULL,
 	created_by       TEXT NOT NULL,

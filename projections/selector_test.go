@@ -2,6 +2,8 @@ package projections
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,6 +58,13 @@ func TestSelectorSQL(t *testing.T) {
 			return key + " notin " + set()
 		}
 	})
+	genScope := rapid.Map(rapid.SliceOfN(genRequirement, 0, 2), func(texts []string) labels.Scope {
+		var list []Selector
+		for _, s := range texts {
+			list = append(list, mustSelector(t, s))
+		}
+		return labels.Union(list...)
+	})
 	rapid.Check(t, func(t *rapid.T) {
 		text := strings.Join(rapid.SliceOfN(genRequirement, 0, 4).Draw(t, "requirements"), ",")
 		sel, err := labels.Parse(text)
@@ -92,6 +101,24 @@ func TestSelectorSQL(t *testing.T) {
 			if len(vms.Items) != len(want) {
 				t.Fatalf("vms of %q: %d, want %d", text, len(vms.Items), len(want))
 			}
+		}
+		scope := labels.Everything()
+		for range rapid.IntRange(0, 2).Draw(t, "layers") {
+			scope = scope.Intersect(genScope.Draw(t, "scope"))
+		}
+		limit := rapid.SampledFrom([]int{0, 3, 100}).Draw(t, "limit")
+		selected, err := d.SelectDevices(t.Context(), Selection{Selector: sel, Scope: scope, Limit: limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var meant []events.DeviceID
+		for _, id := range slices.Sorted(maps.Keys(byDevice)) {
+			if want[id] && scope.Match(byDevice[id]) {
+				meant = append(meant, id)
+			}
+		}
+		if meant = meant[:min(len(meant), limit)]; !slices.Equal(meant, selected) {
+			t.Fatalf("selection of %q within %s: %v, want %v", text, scope, selected, meant)
 		}
 	})
 }

@@ -19,18 +19,19 @@ func TestJoinTokenEvents(t *testing.T) {
 		{"issued", nil, func(*JoinToken) {}},
 		{"used", []events.Event{events.JoinTokenUsed{Device: deviceA}, events.JoinTokenUsed{Device: deviceB}}, func(w *JoinToken) { w.Used = 2 }},
 		{"revoked", []events.Event{events.JoinTokenRevoked{}}, func(w *JoinToken) { w.RevokedAt, w.RevokedBy = at(2), "user:ada" }},
+		{"refusals", []events.Event{events.JoinRefused{Failures: 30, Limit: "source"}}, func(*JoinToken) {}},
 		{"unknown type", []events.Event{unknown()}, func(*JoinToken) {}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := newLog(t)
 			p := l.token(token1, events.JoinTokenIssued{
-				Token: token1, Name: "Berlin", MaxUses: 3, Expires: at(100), AutoApprove: true, Labels: map[string]string{"site": "ber"},
+				Token: token1, Name: "Berlin", MaxUses: 3, Expires: at(100), AutoApprove: true, Labels: map[string]string{"site": "ber"}, NamePattern: "till-{n}",
 			})
 			for _, e := range tc.when {
 				p = l.token(token1, e)
 			}
 			want := JoinToken{
-				ID: token1, Name: "Berlin", MaxUses: 3, Expires: at(100), AutoApprove: true, Labels: map[string]string{"site": "ber"},
+				ID: token1, Name: "Berlin", MaxUses: 3, Expires: at(100), AutoApprove: true, Labels: map[string]string{"site": "ber"}, NamePattern: "till-{n}",
 				CreatedAt: at(1), CreatedBy: "user:ada", CreatedPosition: 1, Revision: p,
 			}
 			tc.want(&want)

@@ -1,12 +1,10 @@
 package commandhttp
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
-	"maps"
 	"net/http"
+	"reflect"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -59,41 +57,59 @@ func (LabelPatch) Schema(huma.Registry) *huma.Schema {
 
 func (p LabelPatch) empty() bool { return !p.clear && p.set == nil }
 
-func (p LabelPatch) apply(old map[string]string) map[string]string {
+// added returns the labels that the patch sets.
+func (p LabelPatch) added() map[string]string {
 	out := map[string]string{}
-	if !p.clear {
-		maps.Copy(out, old)
-	}
 	for k, v := range p.set {
-		if v == nil {
-			delete(out, k)
-		} else {
+		if v != nil {
 			out[k] = *v
 		}
 	}
 	return out
 }
 
-// UpdateDevice asks to change what operators may change of a device.
-type UpdateDevice struct {
-	Name   *string    `json:"name,omitempty" minLength:"1" maxLength:"253" example:"shop-0042" doc:"New display name: printable characters, no white space at the ends."`
-	Labels LabelPatch `json:"labels,omitzero" doc:"Labels to set (string) or remove (null); others stay. null removes all. Keys and values are those of Kubernetes."`
-
-	nameless bool // name is null, which encoding/json cannot tell from absent
+// Patched is one field of a JSON merge patch: absent it stays, null takes its
+// value away.
+type Patched[T any] struct {
+	set   bool
+	value *T
 }
 
-// UnmarshalJSON reads the request.
-func (u *UpdateDevice) UnmarshalJSON(b []byte) error {
-	type plain UpdateDevice
-	if err := json.Unmarshal(b, (*plain)(u)); err != nil {
-		return err
-	}
-	var raw struct {
-		Name json.RawMessage `json:"name"`
-	}
-	err := json.Unmarshal(b, &raw)
-	u.nameless = string(raw.Name) == "null"
-	return err
+// UnmarshalJSON reads the field, null included.
+func (p *Patched[T]) UnmarshalJSON(b []byte) error {
+	p.set = true
+	return json.Unmarshal(b, &p.value)
+}
+
+// MarshalJSON writes the field back.
+func (p Patched[T]) MarshalJSON() ([]byte, error) { return json.Marshal(p.value) }
+
+// Schema describes the field.
+func (Patched[T]) Schema(r huma.Registry) *huma.Schema {
+	s := huma.SchemaFromType(r, reflect.TypeFor[T]())
+	s.Nullable = true
+	return s
+}
+
+// SitePatch is a JSON merge patch of a site.
+type SitePatch struct {
+	Name      Patched[string]  `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"253" example:"Frankfurt, Zeil 106" doc:"Name of the place, required for a new one."`
+	Latitude  Patched[float64] `json:"latitude,omitzero" minimum:"-90" maximum:"90" example:"50.1147" doc:"Degrees north (WGS 84), not without longitude. null forgets it."`
+	Longitude Patched[float64] `json:"longitude,omitzero" minimum:"-180" maximum:"180" example:"8.6821" doc:"Degrees east (WGS 84), not without latitude. null forgets it."`
+}
+
+func (p Patched[T]) null() bool { return p.set && p.value == nil }
+
+func (p Patched[T]) change() commands.Change[T] {
+	return commands.Change[T]{Set: p.set, Value: p.value}
+}
+
+// UpdateDevice asks to change what operators may change of a device.
+type UpdateDevice struct {
+	Name   Patched[string]    `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"253" example:"shop-0042" doc:"New display name: printable characters, no white space at the ends."`
+	Labels LabelPatch         `json:"labels,omitzero" doc:"Labels to set (string) or remove (null); others stay. null removes all. Keys and values are those of Kubernetes."`
+	Notes  Patched[string]    `json:"notes,omitzero" maxLength:"4096" example:"Behind the counter." doc:"What people should know of the device, as text of at most 4096 bytes. null or nothing removes them. The history keeps them: they are no place for secrets or for what is personal."`
+	Site   Patched[SitePatch] `json:"site,omitzero" example:"{\"name\":\"Frankfurt, Zeil 106\",\"latitude\":50.1147,\"longitude\":8.6821}" doc:"Where the device stands, as a merge patch too. null forgets it."`
 }
 
 // RetireDevice says why a device is retired.
@@ -105,7 +121,7 @@ func (h *Handlers) registerDevices(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "update-device", Method: http.MethodPatch, Path: httpapi.Prefix + "/devices/{device}", Tags: []string{"devices"},
 		Extensions: httpapi.Needs(auth.ManageDevices),
-		Summary:    "Rename or label a device", Description: "A JSON merge patch (RFC 7396): absent fields stay as they are.",
+		Summary:    "Name, label or describe a device", Description: "A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.",
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
 	}, h.updateDevice)
 	body := api.OpenAPI().Paths[httpapi.Prefix+"/devices/{device}"].Patch.RequestBody
@@ -130,74 +146,35 @@ type updateDeviceInput struct {
 	Body UpdateDevice
 }
 
-// updateDevice gives up to two commands. Both are tried on the present state
-// first, so that a bad field changes nothing at all.
 func (h *Handlers) updateDevice(ctx context.Context, in *updateDeviceInput) (*DeviceWritten, error) {
-	id, err := deviceID(in.Device)
-	if err != nil {
-		return nil, err
-	}
-	want, err := httpapi.IfMatch(in.IfMatch)
-	if err != nil {
-		return nil, err
-	}
-	if in.Body.nameless {
+	u := in.Body
+	switch {
+	case u.Name.null():
 		return nil, httpapi.Invalid("body.name", "expected string: a device always has a name")
+	case u.Site.value != nil && u.Site.value.Name.null():
+		return nil, httpapi.Invalid("body.site.name", "expected string: a site always has a name; null as the site forgets it")
+	case !u.Name.set && u.Labels.empty() && !u.Notes.set && !u.Site.set:
+		return nil, httpapi.Invalid("body", "changes nothing: give name, labels, notes or site")
 	}
-	if in.Body.Name == nil && in.Body.Labels.empty() {
-		return nil, httpapi.Invalid("body", "changes nothing: give name or labels")
-	}
-	// Somebody else may change the device between reading and writing. Labels
-	// are merged into what was read, so begin again then, unless the caller
-	// named a revision and nothing has been written at it.
-	const attempts = 10
-	for range attempts {
-		d, err := h.device(ctx, id)
-		if err != nil {
-			return nil, mapError(ctx, err)
-		}
-		var list []commands.Command
-		if in.Body.Name != nil {
-			list = append(list, commands.RenameDevice{Device: id, Name: *in.Body.Name, IfRevision: want})
-		}
-		if !in.Body.Labels.empty() {
-			list = append(list, commands.LabelDevice{Device: id, Labels: in.Body.Labels.apply(d.Labels), IfRevision: cmp.Or(want, d.Revision)})
-		}
-		for _, c := range list {
-			if err := decide(ctx, c, commands.States{Device: d}); err != nil {
-				return nil, mapError(ctx, err)
-			}
-		}
-		res, err := h.doAll(ctx, list)
-		if err == nil {
-			return h.deviceWritten(ctx, id, res)
-		}
-		if res.Changed {
-			want = 0 // the name is written: the caller's revision held then
-		}
-		if want != 0 || commands.KindOf(err) != commands.KindStale {
-			return nil, mapError(ctx, err)
-		}
-	}
-	return nil, mapError(ctx, fmt.Errorf("update device %s: %w", id, events.ErrConflict))
+	return h.changeDevice(ctx, in.Device, in.IfMatch, func(id events.DeviceID, revision uint64) commands.Command {
+		return u.command(id, revision)
+	})
 }
 
-// doAll gives the commands one after the other. Labels after a new name expect
-// the revision that the name left. On an error the result is that of the
-// command before.
-func (h *Handlers) doAll(ctx context.Context, list []commands.Command) (res commands.Result, err error) {
-	for _, c := range list {
-		if l, ok := c.(commands.LabelDevice); ok && res.Changed {
-			l.IfRevision = res.Position
-			c = l
-		}
-		next, err := h.do(ctx, "", c)
-		if err != nil {
-			return res, err
-		}
-		res = next
+func (u UpdateDevice) command(id events.DeviceID, revision uint64) commands.UpdateDevice {
+	c := commands.UpdateDevice{
+		Device: id, Name: u.Name.value, Labels: u.Labels.set, ClearLabels: u.Labels.clear, Notes: u.Notes.value, IfRevision: revision,
 	}
-	return res, nil
+	if u.Notes.null() {
+		c.Notes = new("")
+	}
+	switch p := u.Site.value; {
+	case p != nil:
+		c.Site = &commands.SitePatch{Name: p.Name.value, Latitude: p.Latitude.change(), Longitude: p.Longitude.change()}
+	case u.Site.set:
+		c.Site = &commands.SitePatch{Clear: true}
+	}
+	return c
 }
 
 func (h *Handlers) approveDevice(ctx context.Context, in *struct {
@@ -257,7 +234,7 @@ func (h *Handlers) deviceWritten(ctx context.Context, id events.DeviceID, res co
 		Written: Written{Position: res.Position}, ETag: httpapi.ETag(d.Revision, nil),
 		Body: httpapi.DeviceIdentity{
 			ID: string(d.ID), Name: d.Name, Labels: httpapi.LabelsOf(d.Labels), Trust: string(d.Trust), Connection: connection,
-			AgentVersion: d.AgentVersion, Revision: d.Revision,
+			Notes: d.Notes, Site: httpapi.SiteOf(d.Site), AgentVersion: d.AgentVersion, Revision: d.Revision,
 		},
 	}, nil
 }

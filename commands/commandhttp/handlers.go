@@ -38,6 +38,7 @@ type Config struct {
 	Tokens     Tokens
 	Join       JoinFunc
 	TaskDevice TaskDeviceFunc
+	Select     SelectFunc
 }
 
 // Handlers are the operations.
@@ -45,8 +46,8 @@ type Handlers struct{ cfg Config }
 
 // New returns the operations.
 func New(cfg Config) (*Handlers, error) {
-	if cfg.Commands == nil || cfg.Tokens == nil || cfg.Join == nil || cfg.TaskDevice == nil {
-		return nil, errors.New("commandhttp: Commands, Tokens, Join and TaskDevice are required")
+	if cfg.Commands == nil || cfg.Tokens == nil || cfg.Join == nil || cfg.TaskDevice == nil || cfg.Select == nil {
+		return nil, errors.New("commandhttp: Commands, Tokens, Join, TaskDevice and Select are required")
 	}
 	return &Handlers{cfg: cfg}, nil
 }
@@ -57,6 +58,7 @@ func Describe(api huma.API) { (&Handlers{}).Register(api) }
 // Register adds the operations to an API.
 func (h *Handlers) Register(api huma.API) {
 	h.registerDevices(api)
+	h.registerBulk(api)
 	h.registerVMs(api)
 	h.registerTasks(api)
 	h.registerJoinTokens(api)
@@ -69,13 +71,17 @@ const writeTimeout = 10 * time.Second
 // do gives one command on behalf of the request. Its errors are the
 // dispatcher's own: mapError makes problems of them.
 func (h *Handlers) do(ctx context.Context, key string, c commands.Command) (commands.Result, error) {
+	return h.doIf(ctx, httpapi.RequestOf(ctx).Scope, key, c, nil)
+}
+
+// doIf is do within a scope and with a guard, see [commands.Dispatcher.DoIf].
+func (h *Handlers) doIf(ctx context.Context, scope labels.Scope, key string, c commands.Command, guard func(commands.States) error) (commands.Result, error) {
 	r := httpapi.RequestOf(ctx)
 	ctx, cancel := httpapi.Unconditional(ctx, writeTimeout)
 	defer cancel()
-	res, err := h.cfg.Commands.Do(ctx, c, commands.Meta{
-		CommandID: key, Actor: r.Principal.Actor, Scope: &r.Scope, Source: r.Source, Traceparent: r.Traceparent, Time: r.Time,
-	})
-	return res, err
+	return h.cfg.Commands.DoIf(ctx, c, commands.Meta{
+		CommandID: key, Actor: r.Principal.Actor, Scope: &scope, Source: r.Source, Traceparent: r.Traceparent, Time: r.Time,
+	}, guard)
 }
 
 // decide tries a command on a state, as the dispatcher would.
@@ -94,7 +100,7 @@ func (h *Handlers) device(ctx context.Context, id events.DeviceID) (commands.Dev
 // inBody lists the fields of refusals that stand in a request's body; the
 // others are in the header or the path.
 var inBody = map[string]bool{
-	"name": true, "labels": true, "reason": true, "maxUses": true, "action": true, "deadline": true, "expires": true, "timeout": true, "ttl": true,
+	"name": true, "labels": true, "notes": true, "site": true, "namePattern": true, "reason": true, "maxUses": true, "action": true, "deadline": true, "expires": true, "timeout": true, "ttl": true,
 }
 
 // mapError returns the problem of a refusal or of any other error.

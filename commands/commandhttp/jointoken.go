@@ -17,11 +17,12 @@ import (
 
 // CreateJoinToken says what a new join token permits.
 type CreateJoinToken struct {
-	Name    string            `json:"name,omitempty" maxLength:"253" example:"rollout Hesse" doc:"What it is for."`
-	TTL     int               `json:"ttl,omitempty" minimum:"60" maximum:"31536000" default:"86400" example:"86400" doc:"Seconds until it ends."`
-	MaxUses int               `json:"maxUses,omitempty" minimum:"1" maximum:"100000" default:"1" example:"50" doc:"How many devices may register with it."`
-	Approve string            `json:"approve,omitempty" enum:"auto,manual" default:"manual" example:"manual" doc:"Whether a device that registers with it is approved at once, or waits for a person."`
-	Labels  map[string]string `json:"labels,omitempty" maxProperties:"64" example:"{\"site\":\"fra\"}" doc:"Labels that its devices start with."`
+	Name        string            `json:"name,omitempty" maxLength:"253" example:"rollout Hesse" doc:"What it is for."`
+	TTL         int               `json:"ttl,omitempty" minimum:"60" maximum:"31536000" default:"86400" example:"86400" doc:"Seconds until it ends."`
+	MaxUses     int               `json:"maxUses,omitempty" minimum:"1" maximum:"100000" default:"1" example:"50" doc:"How many devices may register with it."`
+	Approve     string            `json:"approve,omitempty" enum:"auto,manual" default:"manual" example:"manual" doc:"Whether a device that registers with it is approved at once, or waits for a person."`
+	Labels      map[string]string `json:"labels,omitempty" maxProperties:"64" example:"{\"site\":\"fra\"}" doc:"Labels that its devices start with."`
+	NamePattern string            `json:"namePattern,omitempty" maxLength:"128" example:"till-{n}" doc:"Makes the names of its devices: {host} stands for what the device calls itself, {id8} for the first 8 digits of its id, {n} for which use of the token it took, in as many digits as maxUses has. Absent, a device has the name of its host."`
 }
 
 // CreatedJoinToken is a new join token with its secret.
@@ -64,6 +65,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 	c := commands.IssueJoinToken{
 		Token: events.TokenID(events.NewID()), Name: in.Body.Name, MaxUses: in.Body.MaxUses,
 		Expires: r.Time.Add(time.Duration(in.Body.TTL) * time.Second), AutoApprove: in.Body.Approve == "auto", Labels: in.Body.Labels,
+		NamePattern: in.Body.NamePattern,
 	}
 	if in.IdempotencyKey != "" {
 		c.Token = events.TokenID(events.DeriveID("join-token", string(r.Principal.Actor), in.IdempotencyKey))
@@ -110,7 +112,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 		Location: httpapi.Prefix + "/join-tokens/" + string(c.Token), CacheControl: "no-store",
 		Body: CreatedJoinToken{
 			JoinToken: httpapi.JoinToken{
-				ID: string(c.Token), Name: c.Name, MaxUses: c.MaxUses, Approve: httpapi.ApproveOf(c.AutoApprove), Labels: httpapi.LabelsOf(c.Labels),
+				ID: string(c.Token), Name: c.Name, MaxUses: c.MaxUses, Approve: httpapi.ApproveOf(c.AutoApprove), Labels: httpapi.LabelsOf(c.Labels), NamePattern: c.NamePattern,
 				Expires: c.Expires, State: httpapi.JoinTokenState(false, 0, c.MaxUses, c.Expires, r.Time),
 				CreatedBy: string(r.Principal.Actor), CreatedAt: r.Time, Revision: res.Position,
 			},

@@ -18,6 +18,48 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for ChangeDevicesAction.
+const (
+	Approve ChangeDevicesAction = "approve"
+	Label   ChangeDevicesAction = "label"
+	Retire  ChangeDevicesAction = "retire"
+)
+
+// Valid indicates whether the value is a known member of the ChangeDevicesAction enum.
+func (e ChangeDevicesAction) Valid() bool {
+	switch e {
+	case Approve:
+		return true
+	case Label:
+		return true
+	case Retire:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChangeDevicesTrust.
+const (
+	ChangeDevicesTrustApproved ChangeDevicesTrust = "approved"
+	ChangeDevicesTrustPending  ChangeDevicesTrust = "pending"
+	ChangeDevicesTrustRetired  ChangeDevicesTrust = "retired"
+)
+
+// Valid indicates whether the value is a known member of the ChangeDevicesTrust enum.
+func (e ChangeDevicesTrust) Valid() bool {
+	switch e {
+	case ChangeDevicesTrustApproved:
+		return true
+	case ChangeDevicesTrustPending:
+		return true
+	case ChangeDevicesTrustRetired:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CreateJoinTokenApprove.
 const (
 	CreateJoinTokenApproveAuto   CreateJoinTokenApprove = "auto"
@@ -764,6 +806,57 @@ type Certificate struct {
 	Serial string `json:"serial"`
 }
 
+// ChangeDevices defines model for ChangeDevices.
+type ChangeDevices struct {
+	// Action What to do with each device, as the operation for one does it.
+	//
+	// Example: label
+	Action ChangeDevicesAction `json:"action"`
+
+	// All Every device is meant. Not together with selector.
+	//
+	// Example: false
+	All *bool `json:"all,omitempty"`
+
+	// DryRun Change nothing, and answer what would happen.
+	//
+	// Example: true
+	DryRun *bool `json:"dryRun,omitempty"`
+
+	// Expect How many devices are meant, as a dry run counted them. When there are more or less by now, the request is refused with 412 and nothing is changed.
+	//
+	// Example: 40
+	Expect *int64 `json:"expect,omitempty"`
+
+	// Labels For label: labels to set (string) or remove (null); others stay.
+	//
+	// Example: {"old":null,"site":"fra"}
+	Labels *map[string]*string `json:"labels,omitempty"`
+
+	// Reason Why, for the history of each device; not for approve and label.
+	//
+	// Example: shops closed
+	Reason *string `json:"reason,omitempty"`
+
+	// Selector Label selector that picks the devices, in the grammar of the lists. Required, unless all says that every device is meant.
+	//
+	// Example: site=fra,role in (pos,kiosk)
+	Selector *string `json:"selector,omitempty"`
+
+	// Trust Only devices in one of these states.
+	//
+	// Example: ["pending"]
+	Trust *[]ChangeDevicesTrust `json:"trust,omitempty"`
+}
+
+// ChangeDevicesAction What to do with each device, as the operation for one does it.
+//
+// Example: label
+type ChangeDevicesAction string
+
+// ChangeDevicesTrust defines model for ChangeDevices.Trust.
+type ChangeDevicesTrust string
+
 // CreateJoinToken defines model for CreateJoinToken.
 type CreateJoinToken struct {
 	// Approve Whether a device that registers with it is approved at once, or waits for a person.
@@ -785,6 +878,11 @@ type CreateJoinToken struct {
 	//
 	// Example: rollout Hesse
 	Name *string `json:"name,omitempty"`
+
+	// NamePattern Makes the names of its devices: {host} stands for what the device calls itself, {id8} for the first 8 digits of its id, {n} for which use of the token it took, in as many digits as maxUses has. Absent, a device has the name of its host.
+	//
+	// Example: till-{n}
+	NamePattern *string `json:"namePattern,omitempty"`
 
 	// Ttl Seconds until it ends.
 	//
@@ -843,6 +941,11 @@ type CreatedJoinToken struct {
 	//
 	// Example: rollout Hesse
 	Name *string `json:"name,omitempty"`
+
+	// NamePattern Makes the names of its devices. Absent, they have the names of their hosts.
+	//
+	// Example: till-{n}
+	NamePattern *string `json:"namePattern,omitempty"`
 
 	// Revision Position of its last event.
 	//
@@ -1010,6 +1113,11 @@ type Device struct {
 	// Example: shop-0042
 	Name string `json:"name"`
 
+	// Notes What people have written down about it. Not in lists.
+	//
+	// Example: Behind the counter.
+	Notes *string `json:"notes,omitempty"`
+
 	// RegisteredAt When the device registered.
 	//
 	// Example: 2026-11-20T08:00:00Z
@@ -1034,6 +1142,7 @@ type Device struct {
 	//
 	// Example: 1841
 	Revision int64 `json:"revision"`
+	Site     *Site `json:"site,omitempty"`
 
 	// Trust Whether the device may be managed: pending waits for approval, retired is the end.
 	//
@@ -1118,10 +1227,16 @@ type DeviceIdentity struct {
 	// Example: shop-0042
 	Name string `json:"name"`
 
+	// Notes What people have written down about it.
+	//
+	// Example: Behind the counter.
+	Notes *string `json:"notes,omitempty"`
+
 	// Revision Revision after the change.
 	//
 	// Example: 1842
 	Revision int64 `json:"revision"`
+	Site     *Site `json:"site,omitempty"`
 
 	// Trust Whether the device may be managed.
 	//
@@ -1142,6 +1257,37 @@ type DeviceIdentityTrust string
 // DeviceUsage defines model for DeviceUsage.
 type DeviceUsage struct {
 	Today DayUsage `json:"today"`
+}
+
+// DevicesChanged defines model for DevicesChanged.
+type DevicesChanged struct {
+	// Changed How many were changed, or would be.
+	//
+	// Example: 38
+	Changed int64 `json:"changed"`
+
+	// DryRun Whether this only tells what would happen.
+	//
+	// Example: false
+	DryRun bool `json:"dryRun"`
+
+	// Refusals The first 100 of those, by their ids.
+	Refusals []Refusal `json:"refusals"`
+
+	// Refused How many do not permit it.
+	//
+	// Example: 1
+	Refused int64 `json:"refused"`
+
+	// Targets How many devices were picked: the sum of the next three.
+	//
+	// Example: 40
+	Targets int64 `json:"targets"`
+
+	// Unchanged How many are as they should be already.
+	//
+	// Example: 1
+	Unchanged int64 `json:"unchanged"`
 }
 
 // Disk defines model for Disk.
@@ -1539,6 +1685,11 @@ type JoinToken struct {
 	// Example: rollout Hesse
 	Name *string `json:"name,omitempty"`
 
+	// NamePattern Makes the names of its devices. Absent, they have the names of their hosts.
+	//
+	// Example: till-{n}
+	NamePattern *string `json:"namePattern,omitempty"`
+
 	// Revision Position of its last event.
 	//
 	// Example: 1843
@@ -1783,6 +1934,29 @@ type ProjectionStatus struct {
 	Position int64 `json:"position"`
 }
 
+// Refusal defines model for Refusal.
+type Refusal struct {
+	// Code Finer kind, as in problems.
+	//
+	// Example: retired
+	Code *string `json:"code,omitempty"`
+
+	// Device Device id.
+	//
+	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
+	Device openapi_types.UUID `json:"device"`
+
+	// Message Why, for people.
+	//
+	// Example: the device was retired: it cannot be changed any more
+	Message string `json:"message"`
+
+	// Name Its name.
+	//
+	// Example: shop-0042
+	Name string `json:"name"`
+}
+
 // RetireDevice defines model for RetireDevice.
 type RetireDevice struct {
 	// Reason Why, for the history.
@@ -1813,6 +1987,24 @@ type SetVMPower struct {
 //
 // Example: on
 type SetVMPowerAction string
+
+// Site defines model for Site.
+type Site struct {
+	// Latitude Degrees north (WGS 84); absent when not known.
+	//
+	// Example: 50.1147
+	Latitude *float64 `json:"latitude,omitempty"`
+
+	// Longitude Degrees east (WGS 84); absent when not known.
+	//
+	// Example: 8.6821
+	Longitude *float64 `json:"longitude,omitempty"`
+
+	// Name Name of the place.
+	//
+	// Example: Frankfurt, Zeil 106
+	Name string `json:"name"`
+}
 
 // Status defines model for Status.
 type Status struct {
@@ -1951,6 +2143,31 @@ type UpdateDevice struct {
 	//
 	// Example: shop-0042
 	Name *string `json:"name,omitempty"`
+
+	// Notes What people should know of the device, as text of at most 4096 bytes. null or nothing removes them. The history keeps them: they are no place for secrets or for what is personal.
+	//
+	// Example: Behind the counter.
+	Notes *string `json:"notes,omitempty"`
+
+	// Site Where the device stands, as a merge patch too. null forgets it.
+	//
+	// Example: {"latitude":50.1147,"longitude":8.6821,"name":"Frankfurt, Zeil 106"}
+	Site *struct {
+		// Latitude Degrees north (WGS 84), not without longitude. null forgets it.
+		//
+		// Example: 50.1147
+		Latitude *float64 `json:"latitude,omitempty"`
+
+		// Longitude Degrees east (WGS 84), not without latitude. null forgets it.
+		//
+		// Example: 8.6821
+		Longitude *float64 `json:"longitude,omitempty"`
+
+		// Name Name of the place, required for a new one.
+		//
+		// Example: Frankfurt, Zeil 106
+		Name *string `json:"name,omitempty"`
+	} `json:"site,omitempty"`
 }
 
 // UsageDayUsage defines model for UsageDayUsage.
@@ -2156,6 +2373,12 @@ type ListDevicesParamsConnection string
 
 // ListDevicesParamsCondition defines parameters for ListDevices.
 type ListDevicesParamsCondition string
+
+// ChangeDevicesParams defines parameters for ChangeDevices.
+type ChangeDevicesParams struct {
+	// IdempotencyKey Makes the request safe to repeat: the same caller with the same key gets the answer of the first request, and nothing happens twice.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
 
 // GetDeviceParams defines parameters for GetDevice.
 type GetDeviceParams struct {
@@ -2421,6 +2644,9 @@ type SetVmPowerParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// ChangeDevicesJSONRequestBody defines body for ChangeDevices for application/json ContentType.
+type ChangeDevicesJSONRequestBody = ChangeDevices
+
 // UpdateDeviceJSONRequestBody defines body for UpdateDevice for application/json ContentType.
 type UpdateDeviceJSONRequestBody = UpdateDevice
 
@@ -2520,32 +2746,50 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/devices (the `ListDevices` operationId).
 	ListDevices(ctx context.Context, params *ListDevicesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ChangeDevicesWithBody Change many devices
+	//
+	// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+	ChangeDevicesWithBody(ctx context.Context, params *ChangeDevicesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ChangeDevices Change many devices
+	//
+	// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+	ChangeDevices(ctx context.Context, params *ChangeDevicesParams, body ChangeDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetDevice Get a device
 	//
 	// Corresponds with GET /api/v1/devices/{device} (the `GetDevice` operationId).
 	GetDevice(ctx context.Context, device string, params *GetDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// UpdateDeviceWithBody Rename or label a device
+	// UpdateDeviceWithBody Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDeviceWithBody(ctx context.Context, device string, params *UpdateDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// UpdateDevice Rename or label a device
+	// UpdateDevice Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDevice(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// UpdateDeviceWithApplicationMergePatchPlusJSONBody Rename or label a device
+	// UpdateDeviceWithApplicationMergePatchPlusJSONBody Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes a body of the `application/merge-patch+json` content type.
 	//
@@ -2748,6 +2992,44 @@ func (c *Client) ListDevices(ctx context.Context, params *ListDevicesParams, req
 	return c.Client.Do(req)
 }
 
+// ChangeDevicesWithBody Change many devices
+//
+// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+func (c *Client) ChangeDevicesWithBody(ctx context.Context, params *ChangeDevicesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeDevicesRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ChangeDevices Change many devices
+//
+// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+func (c *Client) ChangeDevices(ctx context.Context, params *ChangeDevicesParams, body ChangeDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeDevicesRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetDevice Get a device
 //
 // Corresponds with GET /api/v1/devices/{device} (the `GetDevice` operationId).
@@ -2763,9 +3045,9 @@ func (c *Client) GetDevice(ctx context.Context, device string, params *GetDevice
 	return c.Client.Do(req)
 }
 
-// UpdateDeviceWithBody Rename or label a device
+// UpdateDeviceWithBody Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2782,9 +3064,9 @@ func (c *Client) UpdateDeviceWithBody(ctx context.Context, device string, params
 	return c.Client.Do(req)
 }
 
-// UpdateDevice Rename or label a device
+// UpdateDevice Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2801,9 +3083,9 @@ func (c *Client) UpdateDevice(ctx context.Context, device string, params *Update
 	return c.Client.Do(req)
 }
 
-// UpdateDeviceWithApplicationMergePatchPlusJSONBody Rename or label a device
+// UpdateDeviceWithApplicationMergePatchPlusJSONBody Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes a body of the `application/merge-patch+json` content type.
 //
@@ -3396,6 +3678,61 @@ func NewListDevicesRequest(server string, params *ListDevicesParams) (*http.Requ
 			}
 
 			req.Header.Set("Pallas-Position", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewChangeDevicesRequest calls the generic ChangeDevices builder with application/json body
+func NewChangeDevicesRequest(server string, params *ChangeDevicesParams, body ChangeDevicesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewChangeDevicesRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewChangeDevicesRequestWithBody constructs an http.Request for the ChangeDevices method, with any body, and a specified content type
+func NewChangeDevicesRequestWithBody(server string, params *ChangeDevicesParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/bulk")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
 	}
@@ -5120,6 +5457,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/devices (the `ListDevices` operationId).
 	ListDevicesWithResponse(ctx context.Context, params *ListDevicesParams, reqEditors ...RequestEditorFn) (*ListDevicesResponse, error)
 
+	// ChangeDevicesWithBodyWithResponse Change many devices
+	//
+	// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+	ChangeDevicesWithBodyWithResponse(ctx context.Context, params *ChangeDevicesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeDevicesResponse, error)
+
+	// ChangeDevicesWithResponse Change many devices
+	//
+	// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+	ChangeDevicesWithResponse(ctx context.Context, params *ChangeDevicesParams, body ChangeDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeDevicesResponse, error)
+
 	// GetDeviceWithResponse Get a device
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5127,27 +5482,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/devices/{device} (the `GetDevice` operationId).
 	GetDeviceWithResponse(ctx context.Context, device string, params *GetDeviceParams, reqEditors ...RequestEditorFn) (*GetDeviceResponse, error)
 
-	// UpdateDeviceWithBodyWithResponse Rename or label a device
+	// UpdateDeviceWithBodyWithResponse Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDeviceWithBodyWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error)
 
-	// UpdateDeviceWithResponse Rename or label a device
+	// UpdateDeviceWithResponse Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PATCH /api/v1/devices/{device} (the `UpdateDevice` operationId).
 	UpdateDeviceWithResponse(ctx context.Context, device string, params *UpdateDeviceParams, body UpdateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDeviceResponse, error)
 
-	// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Rename or label a device
+	// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Name, label or describe a device
 	//
-	// A JSON merge patch (RFC 7396): absent fields stay as they are.
+	// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 	//
 	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5456,6 +5811,131 @@ func (r ListDevicesResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListDevicesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ChangeDevicesResponse200Headers the declared response headers of an HTTP 200 response for ChangeDevices
+type ChangeDevicesResponse200Headers struct {
+	PallasPosition *int64
+}
+
+type ChangeDevicesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DevicesChanged
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ChangeDevicesResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ChangeDevicesResponse) GetJSON200() *DevicesChanged {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r ChangeDevicesResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r ChangeDevicesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ChangeDevicesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ChangeDevicesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ChangeDevicesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7864,6 +8344,36 @@ func (c *ClientWithResponses) ListDevicesWithResponse(ctx context.Context, param
 	return ParseListDevicesResponse(rsp)
 }
 
+// ChangeDevicesWithBodyWithResponse Change many devices
+//
+// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+func (c *ClientWithResponses) ChangeDevicesWithBodyWithResponse(ctx context.Context, params *ChangeDevicesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeDevicesResponse, error) {
+	rsp, err := c.ChangeDevicesWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeDevicesResponse(rsp)
+}
+
+// ChangeDevicesWithResponse Change many devices
+//
+// Does one thing with each device that a selector picks, at most 10,000. Ask with dryRun first, then with the count of targets as expect. Each device is changed or refused by itself: the answer counts both. Whatever ends the request before all are done leaves the others as they are; a repeat picks anew, and with the same Idempotency-Key does nothing twice. The events of one request have the same cause: the key, or the request's id.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/bulk (the `ChangeDevices` operationId).
+func (c *ClientWithResponses) ChangeDevicesWithResponse(ctx context.Context, params *ChangeDevicesParams, body ChangeDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeDevicesResponse, error) {
+	rsp, err := c.ChangeDevices(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeDevicesResponse(rsp)
+}
+
 // GetDeviceWithResponse Get a device
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7877,9 +8387,9 @@ func (c *ClientWithResponses) GetDeviceWithResponse(ctx context.Context, device 
 	return ParseGetDeviceResponse(rsp)
 }
 
-// UpdateDeviceWithBodyWithResponse Rename or label a device
+// UpdateDeviceWithBodyWithResponse Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -7892,9 +8402,9 @@ func (c *ClientWithResponses) UpdateDeviceWithBodyWithResponse(ctx context.Conte
 	return ParseUpdateDeviceResponse(rsp)
 }
 
-// UpdateDeviceWithResponse Rename or label a device
+// UpdateDeviceWithResponse Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -7907,9 +8417,9 @@ func (c *ClientWithResponses) UpdateDeviceWithResponse(ctx context.Context, devi
 	return ParseUpdateDeviceResponse(rsp)
 }
 
-// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Rename or label a device
+// UpdateDeviceWithApplicationMergePatchPlusJSONBodyWithResponse Name, label or describe a device
 //
-// A JSON merge patch (RFC 7396): absent fields stay as they are.
+// A JSON merge patch (RFC 7396): absent fields stay as they are. All of it happens, or nothing.
 //
 // Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -8351,6 +8861,122 @@ func ParseListDevicesResponse(rsp *http.Response) (*ListDevicesResponse, error) 
 	switch {
 	case rsp.StatusCode == 200:
 		var headers ListDevicesResponse200Headers
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseChangeDevicesResponse parses an HTTP response from a ChangeDevicesWithResponse call
+func ParseChangeDevicesResponse(rsp *http.Response) (*ChangeDevicesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ChangeDevicesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DevicesChanged
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ChangeDevicesResponse200Headers
 		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
 			var value int64
 			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {

@@ -12,6 +12,8 @@ type Device struct {
 	ID               string            `json:"id" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Permanent id, made by the device itself."`
 	Name             string            `json:"name" maxLength:"253" example:"shop-0042" doc:"Display name. Starts as the host's name."`
 	Labels           map[string]string `json:"labels" example:"{\"site\":\"fra\",\"role\":\"pos\"}" doc:"Labels, for selectors."`
+	Notes            string            `json:"notes,omitempty" example:"Behind the counter." doc:"What people have written down about it. Not in lists."`
+	Site             *Site             `json:"site,omitempty" doc:"Where it stands, if somebody said."`
 	Trust            string            `json:"trust" enum:"pending,approved,retired" example:"approved" doc:"Whether the device may be managed: pending waits for approval, retired is the end."`
 	Connection       string            `json:"connection" enum:"connected,lost,never" example:"connected" doc:"Whether the device has a session. A loss shows after a short grace time."`
 	ConnectionSince  time.Time         `json:"connectionSince,omitzero" example:"2026-11-23T09:30:00Z" doc:"When the connection last changed; absent when it never connected."`
@@ -36,6 +38,13 @@ type Device struct {
 	Revision         uint64            `json:"revision" example:"1841" doc:"Revision of the device's identity, trust, presence and labels. The first number of the ETag."`
 }
 
+// Site is a place where devices stand.
+type Site struct {
+	Name      string   `json:"name" example:"Frankfurt, Zeil 106" doc:"Name of the place."`
+	Latitude  *float64 `json:"latitude,omitempty" minimum:"-90" maximum:"90" example:"50.1147" doc:"Degrees north (WGS 84); absent when not known."`
+	Longitude *float64 `json:"longitude,omitempty" minimum:"-180" maximum:"180" example:"8.6821" doc:"Degrees east (WGS 84); absent when not known."`
+}
+
 // VMCounts counts a host's virtual machines.
 type VMCounts struct {
 	Total int `json:"total" minimum:"0" example:"4" doc:"All virtual machines."`
@@ -54,6 +63,8 @@ type DeviceIdentity struct {
 	ID           string            `json:"id" format:"uuid" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"Permanent id."`
 	Name         string            `json:"name" example:"shop-0042" doc:"Display name."`
 	Labels       map[string]string `json:"labels" example:"{\"site\":\"fra\"}" doc:"Labels, complete."`
+	Notes        string            `json:"notes,omitempty" example:"Behind the counter." doc:"What people have written down about it."`
+	Site         *Site             `json:"site,omitempty" doc:"Where it stands, if somebody said."`
 	Trust        string            `json:"trust" enum:"pending,approved,retired" example:"approved" doc:"Whether the device may be managed."`
 	Connection   string            `json:"connection" enum:"connected,lost,never" example:"connected" doc:"Whether the device has a session."`
 	AgentVersion string            `json:"agentVersion,omitempty" example:"1.0.0" doc:"Version of the agent."`
@@ -131,6 +142,14 @@ func HostOf(h *events.Host, details bool) *Host {
 		out.Networks = append(out.Networks, Network(n))
 	}
 	return out
+}
+
+// SiteOf returns the representation of a site, nil for none.
+func SiteOf(s *events.Site) *Site {
+	if s == nil {
+		return nil
+	}
+	return (*Site)(new(*s))
 }
 
 // LabelsOf returns a copy of labels that is never nil, so that JSON shows an

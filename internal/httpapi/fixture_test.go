@@ -161,7 +161,7 @@ func start(t testing.TB, opts ...option) *manager {
 	queries, err := queryhttp.New(qc)
 	must(t, err)
 	cc := commandhttp.Config{
-		Commands: m.commands, Tokens: creds, TaskDevice: queries.TaskDevice,
+		Commands: m.commands, Tokens: creds, TaskDevice: queries.TaskDevice, Select: queries.SelectDevices,
 		Join: func(token string, expires time.Time) (string, error) {
 			return "pallas-join-1." + token + "@" + expires.Format(time.RFC3339), nil
 		},

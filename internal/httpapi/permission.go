@@ -10,6 +10,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"pallas/events"
+	"pallas/events/labels"
 	"pallas/internal/auth"
 )
 
@@ -67,19 +68,44 @@ func newDenials() *denials {
 // that there are none and returns false.
 func (s *server) permitted(w http.ResponseWriter, r *http.Request, operation string, need auth.Permission) bool {
 	req := requestOf(r.Context())
-	req.Scope = req.Principal.Rights.Scope(need)
-	if !req.Scope.Nothing() {
-		return true
+	req.demand = func(need auth.Permission) (labels.Scope, error) {
+		scope := req.Principal.Rights.Scope(need)
+		if !scope.Nothing() {
+			return scope, nil
+		}
+		s.denied(r.Context(), operation, need)
+		return scope, NewProblem(KindDenied, deniedDetail(need))
 	}
+	scope, err := req.demand(need)
+	if req.Scope = scope; err != nil {
+		WriteError(w, r, err)
+		return false
+	}
+	return true
+}
+
+// Demand returns the devices for which the caller has another permission beside
+// the one of the operation, or the problem that there are none. It is for
+// operations of which a part needs more than the rest.
+func Demand(ctx context.Context, need auth.Permission) (labels.Scope, error) {
+	req := requestOf(ctx)
+	if req == nil || req.demand == nil {
+		return labels.Scope{}, NewProblem(KindDenied, deniedDetail(need))
+	}
+	scope, err := req.demand(need)
+	return scope.Intersect(req.Scope), err
+}
+
+// denied tells that a caller was refused.
+func (s *server) denied(ctx context.Context, operation string, need auth.Permission) {
+	req := requestOf(ctx)
 	if s.cfg.Denied != nil {
 		key := denial{req.Principal.Actor, operation}
 		if told, ok := s.denials.Get(key); !ok || req.Time.Sub(told) >= deniedEvery {
 			s.denials.Add(key, req.Time)
-			s.cfg.Denied(r.Context(), req.Principal, operation, need)
+			s.cfg.Denied(ctx, req.Principal, operation, need)
 		}
 	}
-	writeProblem(w, r, NewProblem(KindDenied, deniedDetail(need)))
-	return false
 }
 
 // deniedDetail says what a permission takes.

@@ -55,7 +55,7 @@ var (
 	KindMethod        = Kind{http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "The path exists for other methods; the Allow header lists them."}
 	KindTimeout       = Kind{http.StatusRequestTimeout, "timeout", "The request took too long to arrive", "The body did not arrive in time. Send it again."}
 	KindConflict      = Kind{http.StatusConflict, "conflict", "The state does not permit this", "What is asked for does not fit the present state, which the detail names; code says it for programs. Nothing was changed."}
-	KindStale         = Kind{http.StatusPreconditionFailed, "stale", "Somebody changed it meanwhile", "If-Match names another revision than the present one. Read it again and decide anew. Nothing was changed."}
+	KindStale         = Kind{http.StatusPreconditionFailed, "stale", "Somebody changed it meanwhile", "If-Match names another revision than the present one, or expect another number of devices than are meant now. Read it again and decide anew. Nothing was changed."}
 	KindTooLarge      = Kind{http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "Bodies are limited to 64 KiB."}
 	KindMediaType     = Kind{http.StatusUnsupportedMediaType, "unsupported-media-type", "The body's media type is not supported", "Send application/json (or application/merge-patch+json where an operation takes a merge patch)."}
 	KindNotAcceptable = Kind{http.StatusNotAcceptable, "not-acceptable", "The answer cannot be given in that form", "The Accept header permits none of the operation's media types."}

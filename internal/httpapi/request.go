@@ -53,6 +53,9 @@ type Request struct {
 	// permission; nothing for public operations.
 	Scope labels.Scope
 
+	// demand is Principal.Rights.Scope for the operation, and tells of refusals.
+	demand func(auth.Permission) (labels.Scope, error)
+
 	cause  error // of an error answer, for the log
 	broken bool  // the body could not be read
 	shed   bool  // not let in

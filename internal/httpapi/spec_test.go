@@ -22,7 +22,7 @@ func spec() *huma.OpenAPI {
 }
 
 var operations = []string{
-	"approve-device", "cancel-task", "create-join-token", "enroll-device", "get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-vm",
+	"approve-device", "cancel-task", "change-devices", "create-join-token", "enroll-device", "get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-vm",
 	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-tasks", "list-vms", "retire-device", "revoke-join-token",
 	"set-vm-power", "stream-events", "update-device", "whoami",
 }
@@ -79,7 +79,7 @@ func TestSpec(t *testing.T) {
 	if !slices.Equal(ids, operations) {
 		t.Errorf("operations %q, want %q", ids, operations)
 	}
-	requests := []string{"CreateJoinToken", "EnrollRequest", "RetireDevice", "SetVMPower", "UpdateDevice"}
+	requests := []string{"ChangeDevices", "CreateJoinToken", "EnrollRequest", "RetireDevice", "SetVMPower", "UpdateDevice"}
 	for name, s := range o.Components.Schemas.Map() {
 		for field, p := range s.Properties {
 			if p.Ref != "" || (p.Items != nil && p.Items.Ref != "") {

@@ -81,7 +81,7 @@ func BenchmarkDispatcher(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	done := parallel(func(caller, i int) error {
-		_, err := d.Do(b.Context(), commands.RenameDevice{Device: ids[caller], Name: "host-" + strconv.Itoa(i)}, commands.Meta{Actor: "user:bench", Scope: new(labels.Everything())})
+		_, err := d.Do(b.Context(), commands.UpdateDevice{Device: ids[caller], Name: new("host-" + strconv.Itoa(i))}, commands.Meta{Actor: "user:bench", Scope: new(labels.Everything())})
 		return err
 	})
 	b.StopTimer()

@@ -323,7 +323,7 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 		return nil, err
 	}
 	write, err := commandhttp.New(commandhttp.Config{
-		Commands: s.commands, Tokens: s.creds, Join: s.joinString, TaskDevice: read.TaskDevice,
+		Commands: s.commands, Tokens: s.creds, Join: s.joinString, TaskDevice: read.TaskDevice, Select: read.SelectDevices,
 	})
 	if err != nil {
 		return nil, err

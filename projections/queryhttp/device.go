@@ -153,13 +153,16 @@ func (h *Handlers) listDeviceVMs(ctx context.Context, in *struct {
 
 func device(d projections.Device, details bool) httpapi.Device {
 	out := httpapi.Device{
-		ID: string(d.ID), Name: d.Name, Labels: httpapi.LabelsOf(d.Labels), Trust: string(d.Trust),
+		ID: string(d.ID), Name: d.Name, Labels: httpapi.LabelsOf(d.Labels), Site: httpapi.SiteOf(d.Site), Trust: string(d.Trust),
 		Connection: string(d.Connection), ConnectionSince: d.ConnectionSince, LostReason: d.LostReason, Address: d.Address, AgentVersion: d.AgentVersion,
 		Condition: httpapi.ConditionOf(d.Condition), ConditionMessage: d.ConditionMessage, ConditionSince: d.ConditionSince,
 		RegisteredAt: d.RegisteredAt, ApprovedAt: d.ApprovedAt, ApprovedBy: string(d.ApprovedBy),
 		RetiredAt: d.RetiredAt, RetiredBy: string(d.RetiredBy), RetiredReason: d.RetiredReason,
 		JoinToken: string(d.JoinToken), VMs: httpapi.VMCounts{Total: d.VMs, On: d.VMsOn}, Host: httpapi.HostOf(d.Host, details),
 		UpdatedAt: d.ChangedAt, Revision: d.Revision,
+	}
+	if details {
+		out.Notes = d.Notes
 	}
 	if d.CertSerial != "" {
 		out.Certificate = &httpapi.Certificate{Serial: d.CertSerial, NotAfter: d.CertNotAfter}

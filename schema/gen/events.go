@@ -155,6 +155,8 @@ func (w *writer) named(name string) (object, error) {
 		return object{{"type", "boolean"}}, nil
 	case "int", "int64":
 		return object{{"type", "integer"}, {"format", "int64"}}, nil
+	case "float64":
+		return object{{"type", "number"}, {"format", "double"}}, nil
 	case "int32":
 		return object{{"type", "integer"}, {"format", "int32"}}, nil
 	case "uint64":
