@@ -3,6 +3,7 @@ package enroll
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -52,7 +53,7 @@ func Register(api huma.API, cfg Config) {
 		cfg.Now = time.Now
 	}
 	s := &service{
-		cfg: cfg, limits: newLimiter(cfg.Limits),
+		cfg: cfg, limits: newLimiter(cfg.Limits), alarms: newAlarms(cfg.Limits.Sources),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pallas_enrolments_total", Help: "Requests for enrolment by what came of them.",
 		}, []string{"outcome"}),
@@ -84,6 +85,7 @@ type output struct {
 type service struct {
 	cfg    Config
 	limits *limiter
+	alarms *alarms
 	total  *prometheus.CounterVec
 }
 
@@ -111,6 +113,7 @@ func (s *service) enroll(ctx context.Context, in *input) (*output, error) {
 			s.limits.served(source, now)
 		} else {
 			s.limits.failed(source, now)
+			s.raise(ctx, tokenOf(in.Body.Token).id, refused, now)
 		}
 		s.total.WithLabelValues(refused.outcome).Inc()
 		s.cfg.Log.WarnContext(ctx, "enrolment refused", "reason", refused.reason, "source", source,
@@ -121,6 +124,40 @@ func (s *service) enroll(ctx context.Context, in *input) (*output, error) {
 	s.total.WithLabelValues("enrolled").Inc()
 	s.cfg.Log.InfoContext(ctx, "device enrolled", "device", device, "token", tokenOf(in.Body.Token).id, "source", source)
 	return &output{Body: resp}, nil
+}
+
+// raise writes down that attempts are limited for a while because too many named
+// a token that does not open. Failing to is no reason to answer otherwise.
+func (s *service) raise(ctx context.Context, token events.TokenID, r *refusal, now time.Time) {
+	request := httpapi.RequestOf(ctx)
+	if r.outcome == "denied" {
+		s.alarms.failed(request.Source)
+	}
+	ofSource, ofAll := s.limits.exhausted(request.Source, now)
+	c := commands.RefuseJoins{Token: token, Limit: "all"}
+	if ofSource {
+		c.Limit = "source"
+	}
+	if !ofSource && !ofAll {
+		return
+	}
+	if c.Failures = s.alarms.due(request.Source, ofSource, now); c.Failures == 0 {
+		return
+	}
+	// Whoever guesses chooses the ids that he names: they must not become
+	// aggregates.
+	_, err := s.cfg.Commands.JoinToken(ctx, c.Token)
+	if commands.KindOf(err) == commands.KindNotFound {
+		c.Token, err = events.NoToken, nil
+	}
+	if err == nil {
+		_, err = s.cfg.Commands.Do(ctx, c, commands.Meta{
+			Actor: events.SystemActor("enrolment"), Source: request.Source, Traceparent: request.Traceparent, Time: now,
+		})
+	}
+	if err != nil {
+		s.cfg.Log.ErrorContext(ctx, "refused enrolments not written down", "source", request.Source, "failures", c.Failures, "error", err)
+	}
 }
 
 // decide checks everything, writes, and returns the answer. The device is ""
@@ -152,7 +189,7 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 	}
 
 	register := commands.RegisterDevice{
-		Device: device, Name: name(req), Token: token.ID, AutoApprove: token.AutoApprove, Labels: token.Labels,
+		Device: device, Name: token.DeviceName(device, req.Name, token.MaxUses), Token: token.ID, AutoApprove: token.AutoApprove, Labels: token.Labels,
 		KeyHash: pki.KeyHash(cert.PublicKey), AgentVersion: req.Agent,
 		Certificate: events.CertificateIssued{
 			Serial: pki.SerialHex(cert), KeyHash: pki.KeyHash(cert.PublicKey),
@@ -174,6 +211,16 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 			return none, device, denied(err.Error()) // somebody took the last use meanwhile
 		}
 		return none, device, failed(ctx, err)
+	}
+	if known.Revision == 0 && token.NamePattern != "" {
+		if token, err = s.cfg.Commands.JoinToken(ctx, token.ID); err != nil {
+			return none, device, failed(ctx, err)
+		}
+		n := token.UseOf(device)
+		if n == 0 { // hundreds came in between; the next request takes a new use
+			return none, device, failed(ctx, fmt.Errorf("join token %s: the use of device %s is not among the newest", token.ID, device))
+		}
+		register.Name = token.DeviceName(device, req.Name, n)
 	}
 	// The serial makes each certificate its own request: one that was lost on
 	// the way to the device is in the log beside the one that replaced it.
@@ -225,18 +272,9 @@ type joinToken struct {
 func tokenOf(s string) joinToken {
 	id, secret, ok := strings.Cut(s, ".")
 	if _, err := events.ParseUUID("join token", id); !ok || err != nil {
-		return joinToken{id: "00000000-0000-0000-0000-000000000000", secret: s, malformed: true}
+		return joinToken{id: events.NoToken, secret: s, malformed: true}
 	}
 	return joinToken{id: events.TokenID(id), secret: secret}
-}
-
-// name is what the device calls itself; a host that is not reachable yet has
-// no name, and then the id serves until somebody renames it.
-func name(req wire.EnrollRequest) string {
-	if req.Name == "" {
-		return req.Device
-	}
-	return req.Name
 }
 
 // denied is the one answer to every token that does not open.

@@ -27,6 +27,8 @@ type Limits struct {
 	Sources int
 }
 
+const defaultSources = 4096
+
 // failureCost is what a refusal takes from its source's budget.
 const failureCost = 10
 
@@ -40,7 +42,7 @@ func newLimiter(l Limits) *limiter {
 	set(&l.SourceBurst, 300)
 	set(&l.FailureRate, 20)
 	set(&l.FailureBurst, 200)
-	set(&l.Sources, 4096)
+	set(&l.Sources, defaultSources)
 	return &limiter{
 		sources:  httpapi.NewBudgets[netip.Prefix](l.SourceRate, l.SourceBurst, l.Sources),
 		failures: httpapi.NewBudgets[struct{}](l.FailureRate, l.FailureBurst, 1),
@@ -56,6 +58,11 @@ func set[T int | float64](p *T, v T) {
 // wait returns how long the source has to wait; 0 means go on.
 func (l *limiter) wait(source string, now time.Time) time.Duration {
 	return max(l.failures.Wait(struct{}{}, now), l.sources.Wait(httpapi.SourceNetwork(source), now))
+}
+
+// exhausted says whether the source, or else all together, have no attempt left.
+func (l *limiter) exhausted(source string, now time.Time) (ofSource, ofAll bool) {
+	return l.sources.Wait(httpapi.SourceNetwork(source), now) > 0, l.failures.Wait(struct{}{}, now) > 0
 }
 
 func (l *limiter) served(source string, now time.Time) {
