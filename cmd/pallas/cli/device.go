@@ -2,8 +2,12 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +18,9 @@ import (
 
 	"pallas/internal/client"
 )
+
+// trusts are the states of trust.
+var trusts = []string{"pending", "approved", "retired"}
 
 func (a *app) devices() *noun[client.Device] {
 	return &noun[client.Device]{
@@ -39,7 +46,19 @@ func (a *app) devices() *noun[client.Device] {
 			{head: "LABELS", value: func(d client.Device, _ time.Time) string { return dash(pairs(d.Labels)) }},
 			{head: "UUID", wide: true, value: func(d client.Device, _ time.Time) string { return d.Id.String() }},
 			{head: "AGENT", wide: true, value: func(d client.Device, _ time.Time) string { return dash(str(d.AgentVersion)) }},
+			{head: "CERTIFICATE", wide: true, value: func(d client.Device, now time.Time) string {
+				if d.Certificate == nil {
+					return "-"
+				}
+				return until(d.Certificate.NotAfter, now)
+			}},
 			{head: "ADDRESS", wide: true, value: func(d client.Device, _ time.Time) string { return dash(str(d.Address)) }},
+			{head: "SITE", wide: true, value: func(d client.Device, _ time.Time) string {
+				if d.Site == nil {
+					return "-"
+				}
+				return d.Site.Name
+			}},
 			{head: "LICENCE", wide: true, value: func(d client.Device, _ time.Time) string {
 				if d.Host == nil {
 					return "-"
@@ -57,7 +76,7 @@ func (a *app) devices() *noun[client.Device] {
 			f.StringVarP(&q, "query", "q", "", "only those with this text in name, host name or id")
 			f.StringVar(&version, "version", "", "only those of this ESXi version")
 			f.StringVar(&sort, "sort", "", "order: name or id")
-			choice(cmd, &trust, "trust", "only those in one of these states", "pending", "approved", "retired")
+			choice(cmd, &trust, "trust", "only those in one of these states", trusts...)
 			choice(cmd, &connection, "connection", "only those in one of these states", "connected", "lost", "never")
 			choice(cmd, &condition, "condition", "only those whose host is in one of these conditions", "ok", "readOnly", "denied", "unreachable", "unknown")
 			return func(ctx context.Context, s *session, p page) ([]client.Device, *string, error) {
@@ -172,7 +191,7 @@ func (a *app) describeDevice(ctx context.Context, s *session, d client.Device, r
 	}
 
 	if err := r.block("Device "+d.Name,
-		"Id", id, "Trust", string(d.Trust), "Labels", pairs(d.Labels),
+		"Id", id, "Trust", string(d.Trust), "Labels", pairs(d.Labels), "Site", place(d.Site), "Notes", str(d.Notes),
 		"Registered", when(d.RegisteredAt, now), "Join token", str(d.JoinToken),
 		"Approved", by(d.ApprovedAt, d.ApprovedBy, now), "Retired", by(d.RetiredAt, d.RetiredBy, now), "Reason", str(d.RetiredReason),
 		"Revision", strconv.FormatInt(d.Revision, 10)); err != nil {
@@ -242,6 +261,17 @@ func describeHost(d client.Device, r *report) error {
 	}, *h.Networks)
 }
 
+// place is a site with its coordinates, as maps take them.
+func place(s *client.Site) string {
+	switch {
+	case s == nil:
+		return ""
+	case s.Latitude == nil || s.Longitude == nil:
+		return s.Name
+	}
+	return fmt.Sprintf("%s (%g, %g)", s.Name, *s.Latitude, *s.Longitude)
+}
+
 // by is when and who.
 func by(t *time.Time, who *string, now time.Time) string {
 	if t == nil {
@@ -251,7 +281,7 @@ func by(t *time.Time, who *string, now time.Time) string {
 }
 
 func (a *app) deviceCommand() *cobra.Command {
-	cmd := group("device", "Approve, retire, rename and label devices")
+	cmd := group("device", "Approve, retire, name, label and describe devices")
 	cmd.Aliases = []string{"devices", "dev"}
 	rename := &cobra.Command{
 		Use: "rename DEVICE NAME", Short: "Give a device another name", Args: cobra.ExactArgs(2), ValidArgsFunction: firstOnly(complete(a, a.devices())),
@@ -262,8 +292,92 @@ func (a *app) deviceCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(a.approveCommand(), a.retireCommand(), a.labelCommand(), rename)
+	cmd.AddCommand(a.approveCommand(), a.retireCommand(), a.labelCommand(), rename, a.noteCommand(), a.siteCommand())
 	return cmd
+}
+
+func (a *app) noteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "note DEVICE TEXT", Short: "Write down what people should know of a device",
+		Long: "Write down what people should know of a device, in place of what was written before. An empty text removes it; - reads it from standard input.\n\n" +
+			"The history keeps every text: it is no place for secrets or for what is personal.",
+		Args: cobra.ExactArgs(2), ValidArgsFunction: firstOnly(complete(a, a.devices())),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text := args[1]
+			if text == "-" {
+				b, err := io.ReadAll(io.LimitReader(a.in, maxNotes+1))
+				if err != nil {
+					return usagef("standard input: %v", err)
+				}
+				text = strings.TrimSpace(string(b))
+			}
+			return a.changeDevice(cmd.Context(), args[0], "described", func(ctx context.Context, s *session, d client.Device) error {
+				_, err := s.updateDevice(ctx, d, client.UpdateDevice{Notes: &text})
+				return err
+			})
+		},
+	}
+}
+
+// maxNotes is more than notes may have: the manager says what is too much.
+const maxNotes = 16 << 10
+
+func (a *app) siteCommand() *cobra.Command {
+	var (
+		position string
+		forget   bool
+	)
+	cmd := &cobra.Command{
+		Use: "site DEVICE {NAME | --forget}", Short: "Write down where a device stands",
+		Args: cobra.RangeArgs(1, 2), ValidArgsFunction: firstOnly(complete(a, a.devices())),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if forget == (len(args) == 2) || forget && position != "" {
+				return usagef("want the name of the site, or --forget alone")
+			}
+			// The generated client cannot say null.
+			site := map[string]any{}
+			switch {
+			case forget:
+				site = nil
+			case cmd.Flags().Changed("at"):
+				latitude, longitude, err := coordinates(position)
+				if err != nil {
+					return err
+				}
+				site["latitude"], site["longitude"] = latitude, longitude
+			}
+			if len(args) == 2 {
+				site["name"] = args[1]
+			}
+			body, err := json.Marshal(map[string]any{"site": site})
+			if err != nil {
+				return err
+			}
+			return a.changeDevice(cmd.Context(), args[0], "described", func(ctx context.Context, s *session, d client.Device) error {
+				_, err := ask(ctx, s, func(ctx context.Context) (*client.UpdateDeviceResponse, error) {
+					return s.api.UpdateDeviceWithBodyWithResponse(ctx, d.Id.String(), nil, "application/merge-patch+json", bytes.NewReader(body))
+				})
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVar(&position, "at", "", "LATITUDE,LONGITUDE in degrees, such as 50.1147,8.6821; \"\" forgets them")
+	cmd.Flags().BoolVar(&forget, "forget", false, "forget where it stands")
+	return cmd
+}
+
+// coordinates reads degrees north and east; nothing is nil, nil.
+func coordinates(s string) (latitude, longitude any, err error) {
+	if s == "" {
+		return nil, nil, nil
+	}
+	north, east, ok := strings.Cut(s, ",")
+	a, err1 := strconv.ParseFloat(strings.TrimSpace(north), 64)
+	b, err2 := strconv.ParseFloat(strings.TrimSpace(east), 64)
+	if !ok || err1 != nil || err2 != nil || math.IsNaN(a) || math.IsNaN(b) || math.IsInf(a, 0) || math.IsInf(b, 0) {
+		return nil, nil, usagef("--at %q: want LATITUDE,LONGITUDE in degrees, such as 50.1147,8.6821", s)
+	}
+	return a, b, nil
 }
 
 func (s *session) updateDevice(ctx context.Context, d client.Device, body client.UpdateDevice) (*client.UpdateDeviceResponse, error) {
@@ -297,49 +411,27 @@ func (a *app) changeDevice(ctx context.Context, arg, done string, change func(co
 }
 
 func (a *app) approveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "approve DEVICE…", Short: "Let pending devices be managed", Args: cobra.MinimumNArgs(1), ValidArgsFunction: complete(a, a.devices()),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			for _, arg := range args {
-				err := a.changeDevice(cmd.Context(), arg, "approved", func(ctx context.Context, s *session, d client.Device) error {
-					_, err := ask(ctx, s, func(ctx context.Context) (*client.ApproveDeviceResponse, error) {
-						return s.api.ApproveDeviceWithResponse(ctx, d.Id.String(), nil)
-					})
-					return err
-				})
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+	return a.actionCommand(action{
+		verb: "approve", done: "approved", short: "Let pending devices be managed",
+		one: func(ctx context.Context, s *session, d client.Device, _ string) error {
+			_, err := ask(ctx, s, func(ctx context.Context) (*client.ApproveDeviceResponse, error) {
+				return s.api.ApproveDeviceWithResponse(ctx, d.Id.String(), nil)
+			})
+			return err
 		},
-	}
+	})
 }
 
 func (a *app) retireCommand() *cobra.Command {
-	var (
-		reason string
-		yes    bool
-	)
-	cmd := &cobra.Command{
-		Use: "retire DEVICE", Short: "End a device: its certificate is worth nothing from now on, for good", Args: cobra.ExactArgs(1), ValidArgsFunction: firstOnly(complete(a, a.devices())),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.changeDevice(cmd.Context(), args[0], "retired", func(ctx context.Context, s *session, d client.Device) error {
-				if !yes {
-					if err := a.confirm(d); err != nil {
-						return err
-					}
-				}
-				_, err := ask(ctx, s, func(ctx context.Context) (*client.RetireDeviceResponse, error) {
-					return s.api.RetireDeviceWithResponse(ctx, d.Id.String(), nil, client.RetireDevice{Reason: one[string](reason)})
-				})
-				return err
+	return a.actionCommand(action{
+		verb: "retire", done: "retired", short: "End devices: their certificates are worth nothing from now on, for good", reason: true, final: true,
+		one: func(ctx context.Context, s *session, d client.Device, reason string) error {
+			_, err := ask(ctx, s, func(ctx context.Context) (*client.RetireDeviceResponse, error) {
+				return s.api.RetireDeviceWithResponse(ctx, d.Id.String(), nil, client.RetireDevice{Reason: one[string](reason)})
 			})
+			return err
 		},
-	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who read the log")
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	return cmd
+	})
 }
 
 // confirm asks for the name of the device, since retiring has no way back.
@@ -359,19 +451,39 @@ func (a *app) confirm(d client.Device) error {
 }
 
 func (a *app) labelCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "label DEVICE KEY=VALUE… KEY-…", Short: "Set labels of a device, or remove them", Args: cobra.MinimumNArgs(2), ValidArgsFunction: firstOnly(complete(a, a.devices())),
+	var m many
+	do := action{verb: "label", done: "labelled"}
+	cmd := &cobra.Command{
+		Use: "label {DEVICE | -l SELECTOR | --all} KEY=VALUE… KEY-…", Short: "Set labels of devices, or remove them",
+		Long: "Set labels of a device, or of those that -l or --all picks, or remove them. Those that are picked are counted first, as with pallas approve.",
+		Args: cobra.ArbitraryArgs, ValidArgsFunction: firstOnly(complete(a, a.devices())),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			set, err := labels(args[1:], true)
+			names := args[:min(1, len(args))]
+			if m.selector != "" || m.all {
+				names = nil
+			}
+			picked, err := m.picked(cmd, len(names))
 			if err != nil {
 				return err
 			}
-			return a.changeDevice(cmd.Context(), args[0], "labelled", func(ctx context.Context, s *session, d client.Device) error {
+			if args = args[len(names):]; len(args) == 0 {
+				return usagef("want labels: KEY=VALUE to set one, KEY- to remove it")
+			}
+			set, err := labels(args, true)
+			if err != nil {
+				return err
+			}
+			if picked {
+				return a.changeMany(cmd.Context(), do, m, client.ChangeDevices{Action: client.ChangeDevicesAction(do.verb), Labels: &set})
+			}
+			return a.changeDevice(cmd.Context(), names[0], do.done, func(ctx context.Context, s *session, d client.Device) error {
 				_, err := s.updateDevice(ctx, d, client.UpdateDevice{Labels: &set})
 				return err
 			})
 		},
 	}
+	m.flags(cmd, false)
+	return cmd
 }
 
 // firstOnly completes the first argument alone.

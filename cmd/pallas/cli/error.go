@@ -38,7 +38,7 @@ var exitCodes = []struct {
 	{exitError, "Something else went wrong, such as a defect of the manager or an unwritable file."},
 	{exitUsage, "Wrong arguments: unknown or missing ones, an ambiguous name, or a value that the manager finds invalid (400, 422)."},
 	{exitNotFound, "What the arguments name does not exist (404)."},
-	{exitRefused, "Refused: the state does not permit it, somebody changed it meanwhile, or the token may not do it (403, 409, 412)."},
+	{exitRefused, "Refused: the state does not permit it, also that of one of many devices, somebody changed it meanwhile, or the token may not do it (403, 409, 412)."},
 	{exitDenied, "Not logged in, or the token is not valid (401)."},
 	{exitUnreachable, "The manager cannot be reached or trusted, did not answer in time, or cannot answer now (408, 429, 502, 503, 504)."},
 	{exitTask, "A task that was waited for ended otherwise than succeeded."},

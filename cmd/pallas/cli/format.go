@@ -65,6 +65,14 @@ func when(t *time.Time, now time.Time) string {
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
+// until says how far away an end is, in one unit, or that it was.
+func until(t, now time.Time) string {
+	if !t.After(now) {
+		return "expired"
+	}
+	return "in " + span(t.Sub(now))
+}
+
 // size writes MiB in the unit that fits.
 func size(mib int64) string {
 	for _, u := range []struct {

@@ -27,6 +27,7 @@ func (a *app) joinTokens() *noun[client.JoinToken] {
 			{head: "APPROVE", value: func(t client.JoinToken, _ time.Time) string { return string(t.Approve) }},
 			{head: "EXPIRES", value: func(t client.JoinToken, _ time.Time) string { return stamp(t.Expires) }},
 			{head: "LABELS", value: func(t client.JoinToken, _ time.Time) string { return dash(pairs(t.Labels)) }},
+			{head: "NAMES", wide: true, value: func(t client.JoinToken, _ time.Time) string { return dash(str(t.NamePattern)) }},
 			{head: "BY", wide: true, value: func(t client.JoinToken, _ time.Time) string { return dash(str(t.CreatedBy)) }},
 			{head: "AGE", wide: true, value: func(t client.JoinToken, now time.Time) string { return age(t.CreatedAt, now) }},
 		},
@@ -51,7 +52,7 @@ func (a *app) joinTokens() *noun[client.JoinToken] {
 		describe: func(_ context.Context, _ *session, t client.JoinToken, r *report) error {
 			return r.block("Join token "+t.Id.String(),
 				"Name", str(t.Name), "State", string(t.State), "Uses", fmt.Sprintf("%d of %d", t.Uses, t.MaxUses), "Approve", string(t.Approve),
-				"Labels", pairs(t.Labels), "Created", by(t.CreatedAt, t.CreatedBy, r.now), "Expires", when(&t.Expires, r.now), "Revoked", by(t.RevokedAt, t.RevokedBy, r.now),
+				"Labels", pairs(t.Labels), "Names", str(t.NamePattern), "Created", by(t.CreatedAt, t.CreatedBy, r.now), "Expires", when(&t.Expires, r.now), "Revoked", by(t.RevokedAt, t.RevokedBy, r.now),
 				"Revision", strconv.FormatInt(t.Revision, 10))
 		},
 	}
@@ -121,9 +122,9 @@ func (a *app) joinTokenCommand() *cobra.Command {
 
 func (a *app) createJoinToken() *cobra.Command {
 	var (
-		name, approve, ttl, key string
-		uses                    int64
-		labelled                []string
+		name, approve, ttl, key, pattern string
+		uses                             int64
+		labelled                         []string
 	)
 	cmd := &cobra.Command{
 		Use: "create", Short: "Issue a join token and print its join string",
@@ -135,6 +136,7 @@ func (a *app) createJoinToken() *cobra.Command {
 	f.StringVar(&ttl, "ttl", "24h", "how long it is good for, such as 90m or 7d")
 	f.StringVar(&approve, "approve", "manual", "auto approves a device when it registers, manual lets it wait for pallas approve")
 	f.StringArrayVar(&labelled, "label", nil, "key=value that its devices start with; may be repeated")
+	f.StringVar(&pattern, "name-pattern", "", "names its devices, such as till-{n}: {host} is what a device calls itself, {id8} the beginning of its id, {n} which use of the token it took")
 	f.StringVar(&key, "idempotency-key", "", "a word of yours: the same command with the same key happens once")
 	_ = cmd.RegisterFlagCompletionFunc("approve", cobra.FixedCompletions([]string{"auto", "manual"}, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -156,7 +158,7 @@ func (a *app) createJoinToken() *cobra.Command {
 		}
 		r, err := ask(cmd.Context(), s, func(ctx context.Context) (*client.CreateJoinTokenResponse, error) {
 			return s.api.CreateJoinTokenWithResponse(ctx, &client.CreateJoinTokenParams{IdempotencyKey: one[string](key)}, client.CreateJoinToken{
-				Name: one[string](name), MaxUses: &uses, Ttl: new(int64(life.Seconds())), Approve: new(client.CreateJoinTokenApprove(approve)), Labels: &plain,
+				Name: one[string](name), MaxUses: &uses, Ttl: new(int64(life.Seconds())), Approve: new(client.CreateJoinTokenApprove(approve)), Labels: &plain, NamePattern: one[string](pattern),
 			})
 		})
 		if err != nil {
