@@ -51,9 +51,9 @@ func (s *Store) linked(ctx context.Context, subject events.Subject, from start, 
 			found = append(found, m)
 			bytes += len(m.data)
 		}
-		previous, err := strconv.ParseUint(m.header.Get(jetstream.ExpectedLastSubjSeqHeader), 10, 64)
-		if err != nil || previous >= m.position {
-			return nil, false, nil //nolint:nilerr // a message without the header: search forward
+		previous, ok := m.previous()
+		if !ok {
+			return nil, false, nil // search forward
 		}
 		if previous <= from.after {
 			break
@@ -68,6 +68,13 @@ func (s *Store) linked(ctx context.Context, subject events.Subject, from start, 
 	}
 	slices.Reverse(found)
 	return found, true, nil
+}
+
+// previous is the position of the message before it in its aggregate, 0 for
+// none. ok is false when the message does not say.
+func (m message) previous() (position uint64, ok bool) {
+	position, err := strconv.ParseUint(m.header.Get(jetstream.ExpectedLastSubjSeqHeader), 10, 64)
+	return position, err == nil && position < m.position
 }
 
 // storedBefore says whether the log stored the message before the instant where

@@ -138,6 +138,9 @@ func (s *Store) selected(ctx context.Context, f events.Filter) iter.Seq2[message
 			yield(message{}, err)
 			return
 		}
+		if end == 0 {
+			return // nothing was there when the iteration began
+		}
 		from := startOf(f)
 		patterns := slices.Compact(slices.Sorted(slices.Values(f.Subjects)))
 		switch n := len(patterns); {
@@ -373,11 +376,6 @@ func parse(reply *nats.Msg) (message, error) {
 	position, err := strconv.ParseUint(reply.Header.Get(jetstream.SequenceHeader), 10, 64)
 	if err != nil {
 		return message{}, fmt.Errorf("reply of the event log: position: %w", err)
-	}
-	if position == 0 {
-		// Seen once, on a log of ten million decisions after a crash and under
-		// load: no message has that position, so nothing can be said of the log.
-		return message{}, fmt.Errorf("%w: the reply holds no message", events.ErrUnavailable)
 	}
 	return message{
 		position: position,

@@ -1,6 +1,8 @@
 package jsstore_test
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -64,4 +66,54 @@ func TestStore(t *testing.T) {
 		s, _ := serve(t, t.TempDir())
 		return open(t, connect(t, s))
 	})
+}
+
+// expiring is a context that ends after its end was asked for so many times.
+type expiring struct {
+	context.Context
+	left int
+}
+
+func (c *expiring) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestLoadBreaksOff ends a load at each of its steps: what is said then is why,
+// not that the log is damaged.
+func TestLoadBreaksOff(t *testing.T) {
+	srv, _ := serve(t, t.TempDir())
+	s := open(t, connect(t, srv))
+	subject := events.DeviceSubject("6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f")
+	const n = 5
+	var last uint64
+	for range n {
+		a, err := s.Append(t.Context(), last, benchDecision(subject))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = a.Position
+	}
+	for steps := 0; ; steps++ {
+		got := 0
+		var failed error
+		for _, err := range s.Load(&expiring{t.Context(), steps}, subject, 0) {
+			if failed = err; err == nil {
+				got++
+			}
+		}
+		switch {
+		case failed == nil && got == n:
+			if steps < n {
+				t.Errorf("a load asked only %d times whether it should end", steps)
+			}
+			return
+		case !errors.Is(failed, context.Canceled):
+			t.Fatalf("after %d steps: %d records, %v; want the context's end", steps, got, failed)
+		case steps > 100:
+			t.Fatal("it never ends well")
+		}
+	}
 }
