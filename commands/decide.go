@@ -9,12 +9,15 @@ import (
 
 // States are the folded aggregates that a command is decided on. Only those
 // that the command concerns need be set: its own, and for RequestTask the
-// device and its inventory, for the reports and for UseJoinToken the device.
+// device and its inventory, for the reports and for UseJoinToken the device, for
+// commands about a user who may do what.
 type States struct {
 	Device    Device
 	Inventory Inventory
 	Tasks     Tasks
 	Token     JoinToken
+	Access    Access
+	User      User
 }
 
 // Outcome is what was decided. No entries means that nothing has to be
@@ -68,6 +71,36 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 		return plain(s.Token.revoke(c))
 	case RefuseJoins:
 		return plain(s.Token.refuse(c))
+	case CreateUser:
+		return plain(s.Access.create(c))
+	case GrantRole:
+		return plain(s.Access.grant(c))
+	case RevokeRole:
+		return plain(s.Access.revoke(c))
+	case DisableUser:
+		return plain(s.Access.disable(c))
+	case EnableUser:
+		return plain(s.Access.enable(c))
+	case DeleteUser:
+		return plain(s.Access.remove(c))
+	case IssueAPIToken:
+		return plain(s.User.issueToken(c, s.Access, now))
+	case RevokeAPIToken:
+		return plain(s.User.revokeToken(c))
+	case UseAPIToken:
+		return plain(s.User.useToken(c))
+	case RecordSignIn:
+		return plain(recordSignIn(c, s.Access))
+	case RecordSignInFailure:
+		return plain(recordFailure(c))
+	case RecordPassword:
+		return plain(recordPassword(c, s.Access))
+	case IssuePasswordReset:
+		return plain(issueReset(c, s.Access, now))
+	case RecordSessionsEnded:
+		return plain(recordEnded(c, s.Access))
+	case DenyAccess:
+		return plain(s.User.deny(c, s.Access, now))
 	}
 	return Outcome{}, fmt.Errorf("decide on %T: not a command of this package", c)
 }
@@ -139,6 +172,10 @@ func newFolded(s events.Subject) (folded, error) {
 		return &Tasks{}, nil
 	case events.KindToken:
 		return &JoinToken{}, nil
+	case events.KindAccess:
+		return &Access{}, nil
+	case events.KindUser:
+		return &User{}, nil
 	}
 	return nil, fmt.Errorf("subject %q: no aggregate of this package", s)
 }

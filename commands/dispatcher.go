@@ -310,6 +310,10 @@ func (a *attempt) states(ctx context.Context, own *entry) (s States, confirmed b
 		add(events.DeviceSubject(c.Device), trustFor)
 	case UseJoinToken:
 		add(events.DeviceSubject(c.Device), trustFor)
+	case IssueAPIToken, RecordSignIn, RecordPassword, IssuePasswordReset, RecordSessionsEnded:
+		add(events.AccessSubject(), 0)
+	case DenyAccess:
+		add(events.AccessSubject(), trustFor)
 	default:
 		if k := c.Subject().Kind(); (k == events.KindTasks || k == events.KindInventory) && !a.scope.Everything() {
 			add(events.DeviceSubject(c.Subject().Device()), 0) // its labels are judged
@@ -343,6 +347,10 @@ func (s *States) set(f folded) {
 		s.Tasks = *f
 	case *JoinToken:
 		s.Token = *f
+	case *Access:
+		s.Access = *f
+	case *User:
+		s.User = *f
 	}
 }
 
@@ -455,6 +463,61 @@ func (d *Dispatcher) JoinToken(ctx context.Context, id events.TokenID) (JoinToke
 		err = notFound("join token %s is not known", clip(string(id)))
 	}
 	return s, err
+}
+
+// Access returns who may do what, as the log has it now.
+func (d *Dispatcher) Access(ctx context.Context) (Access, error) {
+	return read[Access](ctx, d, events.AccessSubject())
+}
+
+// User returns how a user gets in, as the log has it now: the zero User for one
+// that has not begun, whether or not there is such a user.
+func (d *Dispatcher) User(ctx context.Context, id events.UserID) (User, error) {
+	return read[User](ctx, d, events.UserSubject(id))
+}
+
+// Standing returns what a user may do, and whether there is one. What this
+// manager decides it sees at once, what others decide within a few seconds. It
+// is cheap: each request of the API asks it. The grants are not to be changed.
+func (d *Dispatcher) Standing(ctx context.Context, id events.UserID) (Standing, bool, error) {
+	a, err := recent[*Access](ctx, d, events.AccessSubject())
+	if err != nil {
+		return Standing{}, false, err
+	}
+	u, ok := a.Users[id]
+	return u, ok, nil
+}
+
+// APIToken returns what a token of a user permits, and whether there is one, as
+// Standing does.
+func (d *Dispatcher) APIToken(ctx context.Context, id events.UserID, token events.APITokenID) (APIToken, bool, error) {
+	u, err := recent[*User](ctx, d, events.UserSubject(id))
+	if err != nil {
+		return APIToken{}, false, err
+	}
+	t, ok := u.Tokens[token]
+	return t, ok, nil
+}
+
+// recent returns the state of an aggregate, confirmed by the log at most
+// trustFor ago, for reading alone.
+func recent[P folded](ctx context.Context, d *Dispatcher, s events.Subject) (P, error) {
+	var zero P
+	if err := checkSubject(s); err != nil {
+		return zero, err
+	}
+	e, checked := d.cache.share(s)
+	if e == nil || d.now().Sub(checked).Abs() >= trustFor {
+		var err error
+		if e, err = d.refresh(ctx, s, nil); err != nil {
+			return zero, err
+		}
+	}
+	p, ok := e.state.(P)
+	if !ok {
+		return zero, fmt.Errorf("read %s: it is a %T", s, e.state)
+	}
+	return p, nil
 }
 
 // read returns a copy of an aggregate's state that the caller may change.

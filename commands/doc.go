@@ -4,7 +4,7 @@
 // A [Command] asks one aggregate to change. [Decide] is a pure function from
 // the folded states and a command to events, or to an [Error] that names the
 // field or says what the state is. Each state (Device, Inventory, Tasks,
-// JoinToken) is the fold of its aggregate's records by its Evolve method. Time
+// JoinToken, Access, User) is the fold of its aggregate's records by its Evolve method. Time
 // is data: only the dispatcher has a clock, and reads it once per command.
 //
 //	command ─► Dispatcher ─► Decide(command, states, now) ─► Store.Append(expected revision)

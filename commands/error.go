@@ -34,6 +34,11 @@ const (
 	CodeTokenEnded  = "token_ended"  // the join token has expired
 	CodeTokenClosed = "token_closed" // the join token was revoked
 	CodeOutOfScope  = "out_of_scope" // the labels would be outside the caller's scope
+	CodeLastAdmin   = "last_admin"   // nobody would be left to administer everything
+	CodeDisabled    = "disabled"     // the user is disabled
+	CodeUserLimit   = "user_limit"   // there are too many users
+	CodeGrantLimit  = "grant_limit"  // the user has too many grants
+	CodeTokenLimit  = "token_limit"  // the user has too many API tokens
 )
 
 // Error is a refusal. Nothing was written.

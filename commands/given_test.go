@@ -2,6 +2,7 @@ package commands
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,10 @@ func (h history) states() States {
 			s.Tasks.fold(r)
 		case events.KindToken:
 			s.Token.fold(r)
+		case events.KindAccess:
+			s.Access.fold(r)
+		case events.KindUser:
+			s.User.fold(r)
 		}
 	}
 	return s
@@ -183,3 +188,5 @@ func play(t *testing.T, scenes []scene) {
 
 // emit lists events.
 func emit(es ...events.Event) []events.Event { return es }
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

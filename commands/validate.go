@@ -13,18 +13,23 @@ import (
 
 // Limits of what a command may say.
 const (
-	MaxName       = 253     // runes of a name
-	MaxReason     = 1024    // bytes of a reason
-	MaxText       = 4 << 10 // bytes of any text that a device reports
-	MaxVMs        = 2000    // virtual machines of one host
-	MaxItems      = 512     // disks, NICs, addresses, datastores, networks of one object
-	MaxOpenTasks  = 1000    // open tasks of one device
-	MaxUses       = 100_000 // uses of a join token
-	MaxFacts      = 4096    // facts in one report
-	MaxCommandID  = 255     // bytes of a command id
+	MaxName      = 253     // runes of a name
+	MaxReason    = 1024    // bytes of a reason
+	MaxText      = 4 << 10 // bytes of any text that a device reports
+	MaxVMs       = 2000    // virtual machines of one host
+	MaxItems     = 512     // disks, NICs, addresses, datastores, networks of one object
+	MaxOpenTasks = 1000    // open tasks of one device
+	MaxUses      = 100_000 // uses of a join token
+	MaxFacts     = 4096    // facts in one report
+	MaxCommandID = 255     // bytes of a command id
+	MaxUsers     = 10_000  // users
+	MaxGrants    = 32      // grants of one user
+	MaxTokens    = 100     // API tokens of one user that have not expired
 
 	MaxDeadline = 30 * 24 * time.Hour  // from a task's request to its deadline
 	MaxExpiry   = 365 * 24 * time.Hour // from a join token's issue to its expiry
+	// MaxTokenLife is from an API token's issue to its expiry.
+	MaxTokenLife = 365 * 24 * time.Hour
 )
 
 // maxNumber bounds epochs and sequences, as the device protocol does.
@@ -79,14 +84,24 @@ func checkKeyHash(field, s string) *Error {
 	return nil
 }
 
-// checkSubject accepts the aggregate of a well-formed device or token id.
+// checkSubject accepts the aggregate of a well-formed device, token or user id.
 func checkSubject(s events.Subject) error {
 	id := s.Key()
-	if s.Kind() == events.KindToken {
+	switch s.Kind() {
+	case events.KindToken:
 		return first(checkToken(events.TokenID(id)))
+	case events.KindAccess:
+		return nil
+	case events.KindUser:
+		if id == string(events.Nobody) {
+			return nil
+		}
+		return first(checkUser(events.UserID(id)))
 	}
 	return first(checkDevice(events.DeviceID(id)))
 }
+
+var apiTokenPattern = regexp.MustCompile(`^[0-9a-z]{16}$`)
 
 func checkDevice(id events.DeviceID) *Error {
 	if _, err := events.ParseDeviceID(string(id)); err != nil {

@@ -116,6 +116,21 @@ var codecs = []codec{
 	codecOf[JoinTokenUsed](1),
 	codecOf[JoinTokenRevoked](1),
 	codecOf[JoinRefused](1),
+	codecOf[UserCreated](1),
+	codecOf[RoleGranted](1),
+	codecOf[RoleRevoked](1),
+	codecOf[UserDisabled](1),
+	codecOf[UserEnabled](1),
+	codecOf[UserDeleted](1),
+	codecOf[PasswordChanged](1),
+	codecOf[PasswordResetIssued](1),
+	codecOf[APITokenIssued](1),
+	codecOf[APITokenRevoked](1),
+	codecOf[APITokenUsed](1),
+	codecOf[SignedIn](1),
+	codecOf[SignInFailed](1),
+	codecOf[SessionEnded](1),
+	codecOf[AccessDenied](1),
 }
 
 var codecByName = func() map[string]codec {

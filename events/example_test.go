@@ -12,6 +12,8 @@ const (
 	exampleVM     = events.VMID("52c1a7d0-4b8e-9f31-0d62-7e5a4c3b2a19")
 	exampleTask   = events.TaskID("3b0e8f54-92d7-5c1a-8f46-d1c2b3a49587")
 	exampleToken  = events.TokenID("01976b2e-7c3d-7a41-b5f8-2d9c0e6f1a34")
+	exampleUser   = events.UserID("019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e")
+	exampleGrant  = events.GrantID("019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4f")
 	exampleHash   = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 )
 
@@ -98,6 +100,21 @@ func examples() []events.Event {
 		events.JoinTokenUsed{Device: exampleDevice},
 		events.JoinTokenRevoked{},
 		events.JoinRefused{Failures: 30, Limit: "source"},
+		events.UserCreated{User: exampleUser},
+		events.RoleGranted{User: exampleUser, Grant: exampleGrant, Role: events.RoleOperator, Selector: "site=fra"},
+		events.RoleRevoked{User: exampleUser, Grant: exampleGrant},
+		events.UserDisabled{User: exampleUser, Reason: "left the company"},
+		events.UserEnabled{User: exampleUser},
+		events.UserDeleted{User: exampleUser},
+		events.PasswordChanged{How: events.PasswordFirst},
+		events.PasswordResetIssued{Expires: at("2027-02-21T09:30:00Z")},
+		events.APITokenIssued{Token: "4f2k9d0a7b1c8e3h", Role: events.RoleViewer, Selector: "site=fra", Expires: at("2027-02-21T09:30:00Z")},
+		events.APITokenRevoked{Token: "4f2k9d0a7b1c8e3h"},
+		events.APITokenUsed{Token: "4f2k9d0a7b1c8e3h", Network: "203.0.113.7/32"},
+		events.SignedIn{Method: events.MethodPassword},
+		events.SignInFailed{Method: events.MethodPassword, Reason: "wrong password"},
+		events.SessionEnded{Count: 2, Reason: "the password was changed"},
+		events.AccessDenied{Operation: "retire-device", Permission: "devices:retire"},
 	}
 }
 

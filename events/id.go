@@ -27,6 +27,21 @@ type TokenID string
 // NoToken is an id that no join token has.
 const NoToken = TokenID("00000000-0000-0000-0000-000000000000")
 
+// UserID is a person's identity in the log: a UUID (version 7), and nothing that
+// tells who it is.
+type UserID string
+
+// Nobody is whom failures to sign in are recorded for when there is no user of
+// that login. Nobody is no user and never becomes one.
+const Nobody = UserID("00000000-0000-0000-0000-000000000000")
+
+// GrantID tells the grants of a user apart: a UUID (version 7).
+type GrantID string
+
+// APITokenID is the public part of an API token: 16 lower-case letters and
+// digits.
+type APITokenID string
+
 // ID identifies a decision: a UUID. It is the message id that the log
 // deduplicates by.
 type ID string

@@ -88,6 +88,8 @@ func TestSubjects(t *testing.T) {
 		{events.InventorySubject(exampleDevice), events.KindInventory, string(exampleDevice), exampleDevice},
 		{events.TasksSubject(exampleDevice), events.KindTasks, string(exampleDevice), exampleDevice},
 		{events.TokenSubject(exampleToken), events.KindToken, string(exampleToken), ""},
+		{events.AccessSubject(), events.KindAccess, string(events.Nobody), ""},
+		{events.UserSubject(exampleUser), events.KindUser, string(exampleUser), ""},
 		{"ev.future.x", "future", "x", ""},
 	} {
 		if err := c.subject.Validate(); err != nil {

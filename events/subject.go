@@ -18,10 +18,14 @@ const (
 	KindInventory = "inventory" // what the host reports of itself and its VMs
 	KindTasks     = "tasks"     // the device's task queue
 	KindToken     = "token"     // join tokens
+	KindAccess    = "access"    // which users there are and what each may do
+	KindUser      = "user"      // what a user does to get in: passwords, tokens, sessions
 )
 
 // Kinds lists every kind of aggregate, in the order of their declaration.
-func Kinds() []string { return []string{KindDevice, KindInventory, KindTasks, KindToken} }
+func Kinds() []string {
+	return []string{KindDevice, KindInventory, KindTasks, KindToken, KindAccess, KindUser}
+}
 
 // DeviceSubject is the aggregate of a device's identity, trust and presence.
 func DeviceSubject(id DeviceID) Subject { return Subject("ev.device." + id) }
@@ -34,6 +38,13 @@ func TasksSubject(id DeviceID) Subject { return Subject("ev.tasks." + id) }
 
 // TokenSubject is the aggregate of one join token.
 func TokenSubject(id TokenID) Subject { return Subject("ev.token." + id) }
+
+// AccessSubject is the one aggregate of who may do what. It is one, so that no
+// two decisions at the same time can leave the manager without an administrator.
+func AccessSubject() Subject { return Subject("ev.access." + Nobody) }
+
+// UserSubject is the aggregate of how one user gets in.
+func UserSubject(id UserID) Subject { return Subject("ev.user." + id) }
 
 // Kind returns the middle part of the subject, such as "device".
 func (s Subject) Kind() string { k, _, _ := s.parts(); return k }

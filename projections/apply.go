@@ -170,6 +170,14 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 	case events.JoinRefused:
 		want, err = events.KindToken, w.updateToken(at, token, "")
 
+	// Who may do what is decided on, and read, on the write side; the read model
+	// has no names of people and needs no table for this.
+	case events.UserCreated, events.RoleGranted, events.RoleRevoked, events.UserDisabled, events.UserEnabled, events.UserDeleted:
+		want = events.KindAccess
+	case events.PasswordChanged, events.PasswordResetIssued, events.APITokenIssued, events.APITokenRevoked, events.APITokenUsed,
+		events.SignedIn, events.SignInFailed, events.SessionEnded, events.AccessDenied:
+		want = events.KindUser
+
 	case events.Unknown:
 		// An aggregate's revision counts every decision, also those that this
 		// build does not understand.

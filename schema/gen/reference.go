@@ -36,6 +36,8 @@ var sections = []struct{ file, title, subject string }{
 	{"inventory.go", "Inventory", "ev.inventory.<device id>"},
 	{"task.go", "Tasks", "ev.tasks.<device id>"},
 	{"token.go", "Join tokens", "ev.token.<token id>"},
+	{"access.go", "Who may do what", "ev.access.00000000-0000-0000-0000-000000000000"},
+	{"user.go", "How users get in", "ev.user.<user id>"},
 }
 
 // eventReference writes docs/reference/events.md.
