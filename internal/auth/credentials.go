@@ -13,7 +13,7 @@ import (
 	"pallas/events"
 )
 
-// Bucket is the key-value bucket of the credentials.
+// Bucket is the key-value bucket of the secrets of join tokens.
 const Bucket = "CREDENTIALS"
 
 // ErrDenied says that a credential is unknown, wrong, revoked or expired. It
@@ -23,7 +23,7 @@ var ErrDenied = errors.New("credential refused")
 // ErrExists says that a credential with this id was made before.
 var ErrExists = errors.New("credential exists already")
 
-// Credentials is the store of hashed secrets.
+// Credentials is the store of the hashed secrets of join tokens.
 type Credentials struct {
 	kv   jetstream.KeyValue
 	room func() error
@@ -31,16 +31,8 @@ type Credentials struct {
 }
 
 type record struct {
-	Hash []byte `json:"hash"`
-	// User is whom an API token stands for.
-	User    string    `json:"user,omitempty"`
+	Hash    []byte    `json:"hash"`
 	Created time.Time `json:"created"`
-}
-
-// User is who an API token authenticates.
-type User struct {
-	ID    string
-	Actor events.Actor
 }
 
 // Open binds to the bucket, and makes it when it does not exist. room is asked
@@ -64,47 +56,17 @@ func Open(ctx context.Context, js jetstream.JetStream, replicas int, room func()
 	return &Credentials{kv: kv, room: room, now: time.Now}, nil
 }
 
-// Authenticate returns whom an API token stands for, or ErrDenied.
-func (c *Credentials) Authenticate(ctx context.Context, token string) (User, error) {
-	r, err := c.check(ctx, apiKey(idOf(token)), token)
-	if err != nil {
-		return User{}, err
-	}
-	return User{ID: r.User, Actor: events.UserActor(r.User)}, nil
-}
-
-// CreateToken makes an API token for a user. The token is returned once and
-// stored as a hash.
-func (c *Credentials) CreateToken(ctx context.Context, user string) (string, error) {
-	id, token := newToken()
-	return token, c.put(ctx, apiKey(id), token, user)
-}
-
-// HasTokens says whether any API token exists.
-func (c *Credentials) HasTokens(ctx context.Context) (bool, error) {
-	l, err := c.kv.ListKeysFiltered(ctx, "api.>")
-	if err != nil {
-		return false, fmt.Errorf("list credentials: %w", err)
-	}
-	defer l.Stop() //nolint:errcheck // nothing to do about it
-	for range l.Keys() {
-		return true, nil
-	}
-	return false, nil
-}
-
 // CreateJoin makes the secret of a join token. Making it again for the same id
 // is ErrExists: the secret is shown once.
 func (c *Credentials) CreateJoin(ctx context.Context, id events.TokenID) (secret string, err error) {
 	secret = enc.EncodeToString(random(secretBytes))
-	return secret, c.put(ctx, joinKey(id), secret, "")
+	return secret, c.put(ctx, joinKey(id), secret)
 }
 
 // VerifyJoin checks the secret of a join token, or returns ErrDenied. Whether
 // the token may be used is the log's to say, not ours.
 func (c *Credentials) VerifyJoin(ctx context.Context, id events.TokenID, secret string) error {
-	_, err := c.check(ctx, joinKey(id), secret)
-	return err
+	return c.check(ctx, joinKey(id), secret)
 }
 
 // DeleteJoin forgets the secret of a join token. An unknown id is no error.
@@ -115,14 +77,13 @@ func (c *Credentials) DeleteJoin(ctx context.Context, id events.TokenID) error {
 	return nil
 }
 
-func apiKey(id string) string          { return "api." + id }
 func joinKey(id events.TokenID) string { return "join." + string(id) }
 
-func (c *Credentials) put(ctx context.Context, key, secret, user string) error {
+func (c *Credentials) put(ctx context.Context, key, secret string) error {
 	if err := c.room(); err != nil {
 		return fmt.Errorf("store credential: %w: %w", events.ErrNoSpace, err)
 	}
-	b, err := json.Marshal(record{Hash: hash(secret), User: user, Created: c.now().UTC().Truncate(time.Second)})
+	b, err := json.Marshal(record{Hash: hash(secret), Created: c.now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return fmt.Errorf("encode credential: %w", err)
 	}
@@ -138,21 +99,24 @@ func (c *Credentials) put(ctx context.Context, key, secret, user string) error {
 
 // check compares in constant time. For a key that does not exist it does the
 // same work against a hash that nothing has.
-func (c *Credentials) check(ctx context.Context, key, secret string) (record, error) {
+func (c *Credentials) check(ctx context.Context, key, secret string) error {
 	r := record{Hash: make([]byte, len(hash("")))}
 	e, err := c.kv.Get(ctx, key)
 	known := err == nil
 	switch {
 	case known:
 		if err := json.Unmarshal(e.Value(), &r); err != nil {
-			return record{}, fmt.Errorf("decode credential: %w", err)
+			return fmt.Errorf("decode credential: %w", err)
 		}
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, jetstream.ErrInvalidKey):
 	default:
-		return record{}, fmt.Errorf("read credential: %w", err)
+		return fmt.Errorf("read credential: %w", err)
 	}
-	if subtle.ConstantTimeCompare(r.Hash, hash(secret)) != 1 || !known {
-		return record{}, ErrDenied
+	if !same(r.Hash, secret) || !known {
+		return ErrDenied
 	}
-	return r, nil
+	return nil
 }
+
+// same says whether a hash is of a secret. It compares in constant time.
+func same(h []byte, secret string) bool { return subtle.ConstantTimeCompare(h, hash(secret)) == 1 }
