@@ -63,7 +63,7 @@ func newDemo(ctx context.Context, o options, log *slog.Logger) (*demo, error) {
 	d.cfg.Devices.Grace = config.Duration(5 * time.Second)
 	d.cfg.Devices.KeepAlive = config.Duration(20 * time.Second)
 
-	token, err := server.Init(ctx, d.cfg, log)
+	first, err := server.Init(ctx, d.cfg, log, server.FirstAdmin{Token: true})
 	switch {
 	case errors.Is(err, server.ErrInitialised):
 		b, err := os.ReadFile(filepath.Join(o.data, tokenFile))
@@ -74,8 +74,8 @@ func newDemo(ctx context.Context, o options, log *slog.Logger) (*demo, error) {
 	case err != nil:
 		return nil, err
 	default:
-		d.token = token
-		if err := os.WriteFile(filepath.Join(o.data, tokenFile), []byte(token+"\n"), 0o600); err != nil {
+		d.token = first.Token
+		if err := os.WriteFile(filepath.Join(o.data, tokenFile), []byte(d.token+"\n"), 0o600); err != nil {
 			return nil, fmt.Errorf("keep the token for the next start: %w", err)
 		}
 	}

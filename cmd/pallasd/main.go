@@ -70,16 +70,20 @@ func command() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(initCommand(), serveCommand())
+	root.AddCommand(initCommand(), serveCommand(), resetCommand())
 	return root
 }
 
 func initCommand() *cobra.Command {
 	cfg := server.Defaults()
+	var admin server.FirstAdmin
+	var tokenFile string
 	cmd := &cobra.Command{
 		Use:   "init --data DIR",
-		Short: "Make a data directory: the CA, a commented configuration, the first administrator's token",
-		Args:  noArgs,
+		Short: "Make a data directory: the CA, a commented configuration, the first administrator",
+		Long: "Make a data directory: the CA, a commented configuration, and the first administrator, who has no password.\n\n" +
+			"The one-time link that it prints sets one, once the manager runs; \"pallasd reset-password\" makes another. --token-file writes an API token of the administrator as well, for automation.",
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cfg.Validate(); err != nil {
 				return usageError{err}
@@ -88,12 +92,32 @@ func initCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			token, err := server.Init(cmd.Context(), cfg, log)
+			var file *os.File
+			if tokenFile != "" {
+				// Before anything is made: a token that cannot be kept is lost.
+				if file, err = os.OpenFile(tokenFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+					return usageError{fmt.Errorf("--token-file: %w", err)}
+				}
+				admin.Token = true
+			}
+			first, err := server.Init(cmd.Context(), cfg, log, admin)
+			if file != nil {
+				if err == nil {
+					_, err = fmt.Fprintln(file, first.Token)
+				}
+				if err = errors.Join(err, file.Close()); err != nil {
+					err = errors.Join(err, os.Remove(tokenFile))
+				}
+			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "configuration: %s/%s\nca file:       %s\nadmin token:   %s\n\nThe token is shown once. Start with:\n  pallasd serve --config %s/%s\n",
-				cfg.DataDir, server.ConfigFile, server.CAFile(cfg), token, cfg.DataDir, server.ConfigFile)
+			fmt.Fprintf(cmd.OutOrStdout(), "configuration: %s/%s\nca file:       %s\n", cfg.DataDir, server.ConfigFile, server.CAFile(cfg))
+			if file != nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "admin token:   %s\n", tokenFile)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "\nStart with:\n  pallasd serve --config %s/%s\n", cfg.DataDir, server.ConfigFile)
+			printLink(cmd.OutOrStdout(), first)
 			return nil
 		},
 	}
@@ -102,7 +126,61 @@ func initCommand() *cobra.Command {
 	f.StringVar(&cfg.HTTP.Listen, "listen", cfg.HTTP.Listen, "host:port of the API")
 	f.StringVar(&cfg.HTTP.URL, "url", "", "https URL under which people and devices reach the API")
 	f.StringVar(&cfg.MQTT.Listen, "mqtt-listen", cfg.MQTT.Listen, "host:port for devices")
+	f.StringVar(&admin.Login, "admin", server.DefaultAdmin, "login of the first administrator")
+	f.StringVar(&tokenFile, "token-file", "", "new file for an API token of the administrator, readable for its owner alone")
 	return cmd
+}
+
+// printLink tells the person at the terminal how to get in.
+func printLink(w io.Writer, first server.First) {
+	fmt.Fprintf(w, "\nThen set the password of %s with this one-time link, until %s:\n  %s\nor with: pallas set-password --link-file -\n",
+		first.Login, first.Expires.Format("2006-01-02 15:04 UTC"), first.Link)
+}
+
+func resetCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "reset-password --config FILE LOGIN",
+		Short: "Make a one-time link with which a user sets a new password",
+		Long: "Make a one-time link with which a user sets a new password, on the manager's own machine, whether or not the manager runs.\n\n" +
+			"It voids a link that was made before; the present password stays until the link is used. In a manager that has no users it makes the first administrator.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("reset-password: want one LOGIN")}
+			}
+			cfg, err := load("reset-password", path)
+			if err != nil {
+				return err
+			}
+			log, err := server.NewLogger(server.LogConfig{Level: "warn", Format: "text"}, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			first, err := server.ResetPassword(cmd.Context(), cfg, log, args[0])
+			if err != nil {
+				return err
+			}
+			printLink(cmd.OutOrStdout(), first)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "", "configuration file (required)")
+	return cmd
+}
+
+// load reads the configuration of a command.
+func load(command, path string) (server.Config, error) {
+	cfg := server.Defaults()
+	if path == "" {
+		return cfg, usageError{fmt.Errorf("%s: --config FILE is missing; pallasd init writes one", command)}
+	}
+	if err := config.Load(path, &cfg); err != nil {
+		return cfg, err
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, &config.Error{Path: path, Message: err.Error()}
+	}
+	return cfg, nil
 }
 
 func serveCommand() *cobra.Command {
@@ -112,15 +190,9 @@ func serveCommand() *cobra.Command {
 		Short: "Run the device manager",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if path == "" {
-				return usageError{errors.New("serve: --config FILE is missing; pallasd init writes one")}
-			}
-			cfg := server.Defaults()
-			if err := config.Load(path, &cfg); err != nil {
+			cfg, err := load("serve", path)
+			if err != nil {
 				return err
-			}
-			if err := cfg.Validate(); err != nil {
-				return &config.Error{Path: path, Message: err.Error()}
 			}
 			log, err := server.NewLogger(cfg.Log, cmd.ErrOrStderr())
 			if err != nil {

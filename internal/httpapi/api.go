@@ -45,7 +45,7 @@ type Register func(huma.API)
 
 // Config says what to serve.
 type Config struct {
-	// Auth checks bearer tokens. Required.
+	// Auth checks API tokens and sessions. Required.
 	Auth Authenticator
 	// Denied hears of refusals for want of a permission; nil means that nobody
 	// does.
@@ -92,6 +92,7 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	s.health()
 	s.document(doc)
+	s.setup()
 	return http.HandlerFunc(s.serve), nil
 }
 
@@ -154,16 +155,18 @@ func newAPI(mux humago.Mux, middlewares ...func(huma.API) func(huma.Context, fun
 			Components: &huma.Components{
 				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
 				SecuritySchemes: map[string]*huma.SecurityScheme{
-					"bearer": {Type: "http", Scheme: "bearer", Description: "An API token, \"pls_…\"."},
+					"bearer":  {Type: "http", Scheme: "bearer", Description: "An API token, \"pls_…\"."},
+					"session": {Type: "apiKey", In: "cookie", Name: SessionCookie, Description: "The cookie that create-session sets."},
 				},
 			},
-			Security: []map[string][]string{{"bearer": {}}},
+			Security: []map[string][]string{{"bearer": {}}, {"session": {}}},
 			Tags: []*huma.Tag{
 				{Name: "devices", Description: "Edge hosts and who may be managed."},
 				{Name: "vms", Description: "Virtual machines on the hosts."},
 				{Name: "tasks", Description: "Work on devices: asked for with 202, done when the device says so."},
 				{Name: "events", Description: "Everything that happened, as history and live."},
 				{Name: "join-tokens", Description: "How devices get in."},
+				{Name: "access", Description: "People and programs: who they are, what they may do, and how they get in."},
 				{Name: "manager", Description: "The manager itself."},
 			},
 			OnAddOperation: []huma.AddOpFunc{complete},
@@ -232,6 +235,7 @@ func complete(oapi *huma.OpenAPI, op *huma.Operation) {
 	problem(http.StatusInternalServerError)
 	problem(http.StatusServiceUnavailable)
 	if op.Method != http.MethodGet {
+		problem(http.StatusForbidden)
 		problem(http.StatusInsufficientStorage)
 	}
 }
@@ -266,15 +270,21 @@ func (s *server) authorize(huma.API) func(huma.Context, func(huma.Context)) {
 			return
 		}
 		defer leave()
-		if s.permitted(w, r, ctx.Operation().OperationID, PermissionOf(ctx.Operation())) {
-			next(ctx)
+		if !s.permitted(w, r, ctx.Operation().OperationID, PermissionOf(ctx.Operation())) {
+			return
 		}
+		if r.Method == http.MethodGet { // what changes something is finished once it has begun
+			valid, stop := s.whileValid(ctx.Context(), credentialOf(r), requestOf(r.Context()).Principal.Rights)
+			defer stop()
+			ctx = huma.WithContext(ctx, valid)
+		}
+		next(ctx)
 	}
 }
 
 // authenticated notes the principal of a request, or answers and returns false.
 func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
-	p, err := s.cfg.Auth.Authenticate(r.Context(), bearer(r.Header))
+	p, err := s.cfg.Auth.Authenticate(r.Context(), credentialOf(r))
 	switch {
 	case err == nil:
 		requestOf(r.Context()).Principal = p
@@ -287,7 +297,7 @@ func (s *server) authenticated(w http.ResponseWriter, r *http.Request) bool {
 		}
 		s.limits.failures.Charge(source, now, 1)
 		w.Header().Set("WWW-Authenticate", `Bearer realm="pallas"`)
-		writeProblem(w, r, NewProblem(KindUnauthorized, "send a valid API token as \"Authorization: Bearer <token>\""))
+		writeProblem(w, r, NewProblem(KindUnauthorized, "send a valid API token as \"Authorization: Bearer <token>\", or sign in"))
 	default:
 		WriteError(w, r, fmt.Errorf("authenticate: %w", err))
 	}

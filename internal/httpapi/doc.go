@@ -2,7 +2,8 @@
 //
 // [New] builds one handler with the operations that commandhttp, queryhttp and
 // enroll register, the health and metrics endpoints, the OpenAPI document and
-// a documentation page. Around them it puts, once: bearer authentication,
+// a documentation page. Around them it puts, once: authentication by API
+// token or session, the defence of sessions against pages of other sites,
 // request ids, limits on bodies and parameters, RFC 9457 problems, security
 // headers, metrics and the access log.
 //

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pallas/commands"
+	"pallas/commands/accesshttp"
 	"pallas/commands/commandhttp"
 	"pallas/events"
 	"pallas/events/jsstore"
@@ -37,23 +38,23 @@ import (
 
 const patience = 20 * time.Second
 
-// credentials is what internal/server does: API tokens from the real store. A
-// user of whom rights says nothing is an admin.
+// credentials takes API tokens from the real store. A user of whom rights says
+// nothing is an admin.
 type credentials struct {
-	*auth.Credentials
+	*auth.People
 	rights *sync.Map // of users, by id
 }
 
-func (c credentials) Authenticate(ctx context.Context, token string) (httpapi.Principal, error) {
-	u, err := c.Credentials.Authenticate(ctx, token)
+func (c credentials) Authenticate(ctx context.Context, cred httpapi.Credential) (httpapi.Principal, error) {
+	t, err := c.VerifyToken(ctx, cred.Token)
 	if errors.Is(err, auth.ErrDenied) {
 		return httpapi.Principal{}, httpapi.ErrUnauthorized
 	}
-	rights, ok := c.rights.Load(u.ID)
+	rights, ok := c.rights.Load(string(t.User))
 	if !ok {
 		rights = auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})
 	}
-	return httpapi.Principal{Actor: u.Actor, Name: u.ID, Rights: rights.(auth.Rights)}, err
+	return httpapi.Principal{Actor: events.UserActor(string(t.User)), User: t.User, Token: t.ID, Expires: t.Expires, Rights: rights.(auth.Rights)}, err
 }
 
 type logBuffer struct {
@@ -79,7 +80,7 @@ type manager struct {
 	handler  http.Handler
 	url      string
 	token    string
-	creds    *auth.Credentials
+	people   *auth.People
 	rights   *sync.Map // of users who are no admins
 	client   *http.Client
 	store    events.Store
@@ -122,11 +123,12 @@ func start(t testing.TB, opts ...option) *manager {
 	must(t, err)
 	creds, err := auth.Open(t.Context(), js, 1, nil)
 	must(t, err)
-	token, err := creds.CreateToken(t.Context(), "admin")
+	people, err := auth.OpenPeople(t.Context(), js, 1, nil, nil)
 	must(t, err)
 	real, err := jsstore.Open(t.Context(), jsstore.Config{Conn: nc})
 	must(t, err)
-	m := &manager{t: t, token: token, creds: creds, rights: &sync.Map{}, store: o.store(real), logged: &logBuffer{}}
+	m := &manager{t: t, people: people, rights: &sync.Map{}, store: o.store(real), logged: &logBuffer{}}
+	m.token = m.newToken("admin")
 	logger := slog.New(slog.NewJSONHandler(m.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
 	m.commands, err = commands.New(commands.Config{Store: m.store, Now: time.Now})
@@ -169,9 +171,11 @@ func start(t testing.TB, opts ...option) *manager {
 	o.commands(&cc)
 	writes, err := commandhttp.New(cc)
 	must(t, err)
+	access, err := accesshttp.New(accesshttp.Config{Commands: m.commands, People: people, URL: "https://manager.example"})
+	must(t, err)
 	registry := prometheus.NewRegistry()
 	hc := httpapi.Config{
-		Auth: credentials{creds, m.rights}, Register: []httpapi.Register{writes.Register, queries.Register},
+		Auth: credentials{people, m.rights}, Register: []httpapi.Register{writes.Register, queries.Register, access.Register},
 		Checks: []httpapi.Check{queries.Check(1000), queries.LogCheck()}, Gatherer: registry, Registerer: registry, Log: logger,
 	}
 	o.httpapi(&hc)
@@ -197,8 +201,8 @@ func must(t testing.TB, err error) {
 // newToken makes a token of another user.
 func (m *manager) newToken(user string) string {
 	m.t.Helper()
-	token, err := m.creds.CreateToken(m.t.Context(), user)
-	must(m.t, err)
+	_, token := auth.NewAPIToken()
+	must(m.t, m.people.AddToken(m.t.Context(), events.UserID(user), "", token, time.Now().Add(time.Hour)))
 	return token
 }
 

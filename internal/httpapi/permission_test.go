@@ -66,7 +66,7 @@ func TestDenied(t *testing.T) {
 			c.Denied = func(_ context.Context, p httpapi.Principal, operation string, need auth.Permission) {
 				mu.Lock()
 				defer mu.Unlock()
-				reports = append(reports, report{p.Name, operation, need})
+				reports = append(reports, report{string(p.User), operation, need})
 			}
 		}
 	})

@@ -49,7 +49,7 @@ const TypePrefix = "urn:pallas:problem:"
 // The kinds of problem.
 var (
 	KindMalformed     = Kind{http.StatusBadRequest, "malformed", "The request cannot be read", "The body is missing, broken off or not JSON, or the query string is not encoded well. Correct the request."}
-	KindUnauthorized  = Kind{http.StatusUnauthorized, "unauthorized", "A valid token is needed", "The Authorization header is missing, or its token is wrong, revoked or expired. Which of them is not told. Send \"Authorization: Bearer <token>\"."}
+	KindUnauthorized  = Kind{http.StatusUnauthorized, "unauthorized", "A valid token is needed", "The Authorization header is missing and there is no session, or the token or session is wrong, revoked or expired, or its user is disabled. Which of them is not told. Send \"Authorization: Bearer <token>\", or sign in."}
 	KindDenied        = Kind{http.StatusForbidden, "denied", "Not allowed", "The token is valid, but may not do this: the detail names the permission that is missing and the role that has it, or the labels that would leave one's scope."}
 	KindNotFound      = Kind{http.StatusNotFound, "not-found", "There is no such thing", "The path is unknown, or what it names does not exist."}
 	KindMethod        = Kind{http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "The path exists for other methods; the Allow header lists them."}
@@ -60,7 +60,7 @@ var (
 	KindMediaType     = Kind{http.StatusUnsupportedMediaType, "unsupported-media-type", "The body's media type is not supported", "Send application/json (or application/merge-patch+json where an operation takes a merge patch)."}
 	KindNotAcceptable = Kind{http.StatusNotAcceptable, "not-acceptable", "The answer cannot be given in that form", "The Accept header permits none of the operation's media types."}
 	KindInvalid       = Kind{http.StatusUnprocessableEntity, "invalid", "The request is not valid", "A field is missing, unknown, of the wrong type or out of range; errors lists them all. Nothing was changed."}
-	KindTooMany       = Kind{http.StatusTooManyRequests, "too-many-requests", "Too many requests", "The user has sent more than http.rate requests a second or has too many under way, too many requests without a valid token came from this address, or enrolment was tried too often from it or failed too often in all. Nothing was done. Try again after the seconds of Retry-After."}
+	KindTooMany       = Kind{http.StatusTooManyRequests, "too-many-requests", "Too many requests", "The user has sent more than http.rate requests a second or has too many under way, too many requests without a valid token came from this address, or enrolment was tried too often from it or failed too often in all, or a password was guessed too often. Nothing was done. Try again after the seconds of Retry-After."}
 	KindInternal      = Kind{http.StatusInternalServerError, "internal", "Something went wrong inside the manager", "A defect. The manager's log has the cause under the request id."}
 	KindUnavailable   = Kind{http.StatusServiceUnavailable, "unavailable", "The manager cannot answer now", "The event log or another part did not answer. Whether a change was made is not known: send the same request again, with the same Idempotency-Key."}
 	KindOverloaded    = Kind{http.StatusServiceUnavailable, "overloaded", "The manager is busy", "Too many requests are being answered at the same time, or too many event streams are open. Nothing was done. Try again after the seconds of Retry-After."}

@@ -15,25 +15,30 @@ import (
 	"pallas/internal/auth"
 )
 
-// Principal is who a bearer token stands for.
+// Principal is who a request acts for.
 type Principal struct {
 	Actor events.Actor
-	// Name is the user's id, for people.
-	Name string
+	User  events.UserID
 	// Rights are what the caller may do. The zero Rights are nothing.
 	Rights auth.Rights
+	// Token is the API token that acts for the user, Session the session that the
+	// user has begun; one of them is "".
+	Token   events.APITokenID
+	Session string
+	// Expires is when the token or session ends.
+	Expires time.Time
 }
 
-// ErrUnauthorized says that a token is unknown, wrong, revoked or expired; not
-// which.
-var ErrUnauthorized = errors.New("token refused")
+// ErrUnauthorized says that a credential is unknown, wrong, revoked or expired,
+// or that its user is disabled or gone; not which.
+var ErrUnauthorized = errors.New("credential refused")
 
-// Authenticator checks bearer tokens.
+// Authenticator checks credentials.
 type Authenticator interface {
-	// Authenticate returns whom the token stands for, or an error that wraps
-	// ErrUnauthorized. It takes the same time for every token that it refuses,
-	// the empty one too.
-	Authenticate(ctx context.Context, token string) (Principal, error)
+	// Authenticate returns whom the credential stands for, or an error that wraps
+	// ErrUnauthorized. The time that it takes does not tell how much of a
+	// credential was right.
+	Authenticate(ctx context.Context, c Credential) (Principal, error)
 }
 
 // Request is what the edge knows of a request.

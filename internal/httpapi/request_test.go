@@ -56,7 +56,7 @@ func TestUnauthorized(t *testing.T) {
 	if after := m.last(); after != before {
 		t.Errorf("the log went from %d to %d", before, after)
 	}
-	if _, a := want[httpapi.Whoami](m, 200, "GET", "/api/v1/whoami", "", "Authorization", "bearer "+m.token); a.StatusCode != 200 {
+	if _, a := want[httpapi.Status](m, 200, "GET", "/api/v1/status", "", "Authorization", "bearer "+m.token); a.StatusCode != 200 {
 		t.Error("the scheme's case matters")
 	}
 }
@@ -67,8 +67,8 @@ type failing struct {
 	calls *[]string
 }
 
-func (f failing) Authenticate(_ context.Context, token string) (httpapi.Principal, error) {
-	*f.calls = append(*f.calls, token)
+func (f failing) Authenticate(_ context.Context, c httpapi.Credential) (httpapi.Principal, error) {
+	*f.calls = append(*f.calls, c.Token)
 	return httpapi.Principal{}, f.err
 }
 

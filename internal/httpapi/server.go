@@ -88,6 +88,12 @@ func (s *server) serve(rw http.ResponseWriter, r *http.Request) {
 		writeProblem(w, r, NewProblem(KindTooLarge, tooLarge))
 		return
 	}
+	if foreign(r) {
+		p := NewProblem(KindDenied, "the request was made by a page of another site, and nothing was done")
+		p.Code = "cross_origin"
+		writeProblem(w, r, p)
+		return
+	}
 	h, pattern := s.mux.Handler(r)
 	if pattern == "" {
 		s.unrouted(w, r, h)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"pallas/commands/accesshttp"
 	"pallas/commands/commandhttp"
 	"pallas/internal/auth"
 	"pallas/internal/httpapi"
@@ -18,13 +19,16 @@ import (
 )
 
 func spec() *huma.OpenAPI {
-	return httpapi.Spec(commandhttp.Describe, queryhttp.Describe, func(api huma.API) { enroll.Register(api, enroll.Config{}) })
+	return httpapi.Spec(commandhttp.Describe, accesshttp.Describe, queryhttp.Describe, func(api huma.API) { enroll.Register(api, enroll.Config{}) })
 }
 
 var operations = []string{
-	"approve-device", "cancel-task", "change-devices", "create-join-token", "enroll-device", "get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-vm",
-	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-tasks", "list-vms", "retire-device", "revoke-join-token",
-	"set-vm-power", "stream-events", "update-device", "whoami",
+	"approve-device", "cancel-task", "change-devices", "change-password", "create-join-token", "create-session", "create-token", "create-user", "create-user-token",
+	"delete-user", "disable-user", "enable-user", "end-own-session", "end-session", "end-user-sessions", "enroll-device",
+	"get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-user", "get-vm", "grant-role",
+	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-roles", "list-sessions", "list-tasks", "list-tokens",
+	"list-user-sessions", "list-user-tokens", "list-users", "list-vms", "reset-user-password", "retire-device", "revoke-join-token",
+	"revoke-role", "revoke-token", "revoke-user-token", "set-password", "set-vm-power", "stream-events", "update-device", "update-user", "whoami",
 }
 
 // TestSpec demands what a stranger needs from the description.
@@ -79,7 +83,10 @@ func TestSpec(t *testing.T) {
 	if !slices.Equal(ids, operations) {
 		t.Errorf("operations %q, want %q", ids, operations)
 	}
-	requests := []string{"ChangeDevices", "CreateJoinToken", "EnrollRequest", "RetireDevice", "SetVMPower", "UpdateDevice"}
+	requests := []string{
+		"ChangeDevices", "ChangePassword", "CreateAPIToken", "CreateJoinToken", "CreateUser", "DisableUser", "EnrollRequest", "GrantWish", "RetireDevice", "SetPassword",
+		"SetVMPower", "SignIn", "UpdateDevice", "UpdateUser",
+	}
 	for name, s := range o.Components.Schemas.Map() {
 		for field, p := range s.Properties {
 			if p.Ref != "" || (p.Items != nil && p.Items.Ref != "") {

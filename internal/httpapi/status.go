@@ -40,8 +40,15 @@ type TaskCounts struct {
 	Open int `json:"open" minimum:"0" example:"3" doc:"Those that have not ended."`
 }
 
-// Whoami says whom a request's token stands for.
+// Whoami says whom a request acts for.
 type Whoami struct {
-	Actor string `json:"actor" example:"user:admin" doc:"The actor that events caused by the caller show."`
-	Name  string `json:"name" example:"admin" doc:"The user's id."`
+	Actor   string    `json:"actor" example:"user:019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e" doc:"The actor that events caused by the caller show."`
+	User    string    `json:"user" format:"uuid" example:"019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e" doc:"The user's id."`
+	Login   string    `json:"login" example:"ann" doc:"The user's login."`
+	Name    string    `json:"name,omitempty" example:"Ann Example" doc:"The user's name."`
+	Grants  []Grant   `json:"grants" doc:"What the user may do."`
+	Method  string    `json:"method" enum:"token,session" example:"token" doc:"Whether the request came with an API token or a session."`
+	Token   *APIToken `json:"token,omitempty" doc:"The API token: it permits what both it and the user's grants permit."`
+	Session string    `json:"session,omitempty" example:"4f2k9d0a7b1c8e3h" doc:"Id of the session."`
+	Expires time.Time `json:"expires" example:"2027-02-21T09:30:00Z" doc:"When the token or session ends."`
 }

@@ -26,7 +26,7 @@ var layer = map[string]int{
 	"pallas/commands":         2, "pallas/projections": 2, "pallas/events/jsstore": 2, "pallas/events/eventstest": 2,
 	"pallas/agent": 2, "pallas/agent/hypervisor/esxi": 2, "pallas/agent/hypervisor/fake": 2, "pallas/agent/hypervisor/hypervisortest": 2,
 	"pallas/internal/auth": 2, "pallas/internal/httpapi": 2,
-	"pallas/web": 3, "pallas/commands/commandhttp": 3, "pallas/projections/queryhttp": 3,
+	"pallas/web": 3, "pallas/commands/commandhttp": 3, "pallas/commands/accesshttp": 3, "pallas/projections/queryhttp": 3,
 	"pallas/mqttgw/enroll": 3, "pallas/mqttgw": 3, "pallas/commands/reactors": 3,
 	"pallas/internal/server": 4, "pallas/internal/servertest": 4, "pallas/schema/gen": 5,
 	"pallas/cmd": 5, "pallas/internal/layers": 5, "pallas/internal/benchreport": 5, "pallas/internal/faults": 5,
@@ -44,6 +44,7 @@ var forbidden = map[string][]string{
 		"pallas/projections", "database/sql", "github.com/nats-io/", "github.com/mattn/go-sqlite3",
 		"github.com/danielgtaylor/huma", "github.com/vmware/govmomi",
 	},
+	"pallas/commands/accesshttp":  {"pallas/projections", "database/sql", "github.com/nats-io/nats-server", "github.com/vmware/govmomi"},
 	"pallas/commands/commandhttp": {"pallas/projections", "database/sql", "github.com/nats-io/nats-server", "github.com/vmware/govmomi"},
 	"pallas/projections":          {"pallas/commands", "github.com/nats-io/", "github.com/danielgtaylor/huma", "github.com/vmware/govmomi"},
 	"pallas/projections/queryhttp": {
@@ -112,7 +113,7 @@ func TestLayers(t *testing.T) {
 			if direct(imp, "github.com/nats-io/nats-server/v2") && !within(p.ImportPath, "pallas/mqttgw", "pallas/internal/server") {
 				t.Errorf("%s imports %s: only the device door and the server may", p.ImportPath, imp)
 			}
-			if direct(imp, "github.com/danielgtaylor/huma/v2") && !within(p.ImportPath, "pallas/commands/commandhttp", "pallas/projections/queryhttp",
+			if direct(imp, "github.com/danielgtaylor/huma/v2") && !within(p.ImportPath, "pallas/commands/commandhttp", "pallas/commands/accesshttp", "pallas/projections/queryhttp",
 				"pallas/mqttgw/enroll", "pallas/internal/httpapi", "pallas/internal/server", "pallas/schema/gen") {
 				t.Errorf("%s imports %s: only HTTP packages may", p.ImportPath, imp)
 			}

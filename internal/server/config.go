@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"pallas/commands/accesshttp"
 	"pallas/internal/config"
 	"pallas/internal/httpapi"
 )
@@ -42,6 +43,10 @@ type HTTPConfig struct {
 	// Rate is how many requests a second a user may send to the API, with a
 	// burst of twice as many; 0 means as many as the manager can answer.
 	Rate float64 `yaml:"rate"`
+	// SessionIdle is how long a person's session may be unused, SessionLife how
+	// long it lasts in all.
+	SessionIdle config.Duration `yaml:"session_idle"`
+	SessionLife config.Duration `yaml:"session_life"`
 }
 
 // MQTTConfig is for the device door.
@@ -98,7 +103,10 @@ type LogConfig struct {
 // Defaults returns the configuration that an empty file means.
 func Defaults() Config {
 	return Config{
-		HTTP:   HTTPConfig{Listen: ":8443", MQTT: true, Rate: httpapi.DefaultRate},
+		HTTP: HTTPConfig{
+			Listen: ":8443", MQTT: true, Rate: httpapi.DefaultRate,
+			SessionIdle: config.Duration(accesshttp.DefaultSessionIdle), SessionLife: config.Duration(accesshttp.DefaultSessionLife),
+		},
 		MQTT:   MQTTConfig{Listen: ":8883"},
 		Events: EventsConfig{Sync: config.Duration(time.Second), MinFree: 256 << 20},
 		Devices: DevicesConfig{
@@ -140,6 +148,8 @@ func (c Config) Validate() error {
 		least, max time.Duration
 	}{
 		{"events.sync", c.Events.Sync, 0, time.Minute},
+		{"http.session_idle", c.HTTP.SessionIdle, time.Minute, 30 * 24 * time.Hour},
+		{"http.session_life", c.HTTP.SessionLife, time.Minute, 365 * 24 * time.Hour},
 		{"devices.grace", c.Devices.Grace, 0, 24 * time.Hour},
 		{"devices.keep_alive", c.Devices.KeepAlive, time.Second, time.Hour},
 		{"devices.reconcile", c.Devices.Reconcile, time.Second, 24 * time.Hour},

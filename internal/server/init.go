@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"pallas/commands"
+	"pallas/commands/accesshttp"
 	"pallas/events/jsstore"
 	"pallas/internal/auth"
 	"pallas/mqttgw"
@@ -23,85 +26,137 @@ import (
 // ConfigFile is the name of the configuration in a data directory.
 const ConfigFile = "pallasd.yaml"
 
-// AdminUser is the user that the first token stands for.
-const AdminUser = "admin"
-
 //go:embed pallasd.yaml.tmpl
 var configTemplate string
 
 // ErrInitialised says that a directory already holds a device manager.
 var ErrInitialised = errors.New("already holds a device manager")
 
-// Init makes a data directory: the CA, a commented configuration, the empty
-// event log, and the token of the first administrator, which it returns and stores as a hash. It
-// changes nothing in a directory that is in use: ErrInitialised.
-func Init(ctx context.Context, cfg Config, log *slog.Logger) (token string, err error) {
+// FirstAdmin says how the first administrator gets in.
+type FirstAdmin struct {
+	// Login is what the administrator signs in with; "" means DefaultAdmin.
+	Login string
+	// Token asks for an API token as well, for programs.
+	Token bool
+}
+
+// DefaultAdmin is the first administrator's login.
+const DefaultAdmin = "admin"
+
+// tokenLife is how long the first administrator's API token is good for.
+const tokenLife = commands.MaxTokenLife - time.Minute
+
+// First is how the first administrator gets in. It is shown once.
+type First struct {
+	Login string
+	// Link is the one-time link to set a password with, until Expires.
+	Link    string
+	Expires time.Time
+	// Token is the API token, "" if none was asked for.
+	Token string
+}
+
+// Init makes a data directory: the CA, a commented configuration, the event log,
+// and in it the first administrator, who has no password yet. It changes nothing
+// in a directory that is in use: ErrInitialised.
+func Init(ctx context.Context, cfg Config, log *slog.Logger, admin FirstAdmin) (First, error) {
 	if err := cfg.Validate(); err != nil {
-		return "", err
+		return First{}, err
+	}
+	admin.Login = cmp.Or(admin.Login, DefaultAdmin)
+	if _, err := auth.FoldLogin(admin.Login); err != nil {
+		return First{}, fmt.Errorf("login of the administrator: %w", err)
 	}
 	// The configuration must mean the same wherever it is read from.
-	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
-		return "", fmt.Errorf("data directory: %w", err)
+	dir, err := filepath.Abs(cfg.DataDir)
+	if err != nil {
+		return First{}, fmt.Errorf("data directory: %w", err)
 	}
+	cfg.DataDir = dir
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return "", fmt.Errorf("data directory: %w", err)
+		return First{}, fmt.Errorf("data directory: %w", err)
 	}
 	unlock, err := lock(cfg.DataDir)
 	if err != nil {
-		return "", err
+		return First{}, err
 	}
 	defer unlock()
 	path := filepath.Join(cfg.DataDir, ConfigFile)
 	for _, p := range []string{path, pkiDir(cfg), brokerDir(cfg)} {
 		if _, err := os.Lstat(p); err == nil {
-			return "", fmt.Errorf("%s: %w", cfg.DataDir, ErrInitialised)
+			return First{}, fmt.Errorf("%s: %w", cfg.DataDir, ErrInitialised)
 		}
 	}
 	text, err := renderConfig(cfg)
 	if err != nil {
-		return "", err
+		return First{}, err
 	}
 	if _, err := pki.Create(pkiDir(cfg), time.Now(), "Pallas device CA"); err != nil {
-		return "", fmt.Errorf("make the CA: %w", err)
+		return First{}, fmt.Errorf("make the CA: %w", err)
 	}
-	if token, err = firstRecords(ctx, cfg, log); err != nil {
-		return "", err
+	var first First
+	if err := withStore(ctx, cfg, log, false, func(js jetstream.JetStream, a admins) error {
+		if _, err := auth.Open(ctx, js, 1, nil); err != nil {
+			return err
+		}
+		first, err = a.create(ctx, admin)
+		return err
+	}); err != nil {
+		return First{}, err
 	}
 	// The configuration comes last: with it the directory is complete.
 	if err := os.WriteFile(path, text, 0o600); err != nil {
-		return "", fmt.Errorf("write the configuration: %w", err)
+		return First{}, fmt.Errorf("write the configuration: %w", err)
 	}
-	return token, nil
+	return first, nil
 }
 
-// firstRecords makes the log and the first credential. Later starts make no log:
-// one that is gone must not be taken for an empty one.
-func firstRecords(ctx context.Context, cfg Config, log *slog.Logger) (string, error) {
+// withStore opens the log and the store of people of a manager that does not
+// run, for as long as f takes. Only Init makes a log: one that is gone must not
+// be taken for an empty one.
+func withStore(ctx context.Context, cfg Config, log *slog.Logger, mustExist bool, f func(jetstream.JetStream, admins) error) error {
 	b, err := mqttgw.NewBroker(mqttgw.BrokerConfig{Dir: brokerDir(cfg), Sync: 0, Log: log})
 	if err != nil {
-		return "", fmt.Errorf("open the store: %w", err)
+		return fmt.Errorf("open the store: %w", err)
 	}
 	if err := b.Start(ctx); err != nil {
-		return "", fmt.Errorf("open the store: %w", err)
+		return fmt.Errorf("open the store: %w", err)
 	}
 	defer b.Shutdown()
-	nc, err := b.Conn("init")
+	nc, err := b.Conn("local")
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return "", fmt.Errorf("open the store: %w", err)
+		return fmt.Errorf("open the store: %w", err)
 	}
-	if _, err := jsstore.Open(ctx, jsstore.Config{Conn: nc, MaxBytes: cfg.Events.MaxBytes, Log: log}); err != nil {
-		return "", err
-	}
-	creds, err := auth.Open(ctx, js, 1, nil)
+	store, err := jsstore.Open(ctx, jsstore.Config{Conn: nc, MaxBytes: cfg.Events.MaxBytes, MustExist: mustExist, Log: log})
 	if err != nil {
-		return "", err
+		return err
 	}
-	return creds.CreateToken(ctx, AdminUser)
+	people, err := auth.OpenPeople(ctx, js, 1, nil, nil)
+	if err != nil {
+		return err
+	}
+	dispatcher, err := commands.New(commands.Config{Store: store, Log: log})
+	if err != nil {
+		return err
+	}
+	url := strings.TrimSuffix(cfg.HTTP.URL, "/")
+	if url == "" {
+		hostport, err := reachable(cfg.HTTP.Listen, "")
+		if err != nil {
+			return err
+		}
+		url = "https://" + hostport
+	}
+	access, err := accesshttp.New(accesshttp.Config{Commands: dispatcher, People: people, URL: url, Log: log})
+	if err != nil {
+		return err
+	}
+	return f(js, admins{dispatcher, people, access})
 }
 
 func renderConfig(cfg Config) ([]byte, error) {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pallas/commands"
+	"pallas/commands/accesshttp"
 	"pallas/commands/commandhttp"
 	"pallas/commands/reactors"
 	"pallas/events"
@@ -57,6 +58,7 @@ type Server struct {
 	mqttAddr string
 	store    *jsstore.Store
 	creds    *auth.Credentials
+	access   *accesshttp.Handlers
 	commands *commands.Dispatcher
 	db       *projections.DB
 	usage    *projections.Usage
@@ -183,6 +185,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 
+	people, err := auth.OpenPeople(ctx, js, 1, s.room, s.now)
+	if err != nil {
+		return err
+	}
+
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	snapshots, err := jsstore.OpenSnapshots(ctx, conn, 1)
@@ -192,6 +199,17 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.commands, err = commands.New(commands.Config{Store: s.store, Snapshots: snapshots, Log: s.log, Now: s.now, Registerer: registry}); err != nil {
 		return err
 	}
+	if s.access, err = accesshttp.New(accesshttp.Config{
+		Commands: s.commands, People: people, URL: s.httpURL, Now: s.now, Log: s.log,
+		SessionIdle: time.Duration(s.cfg.HTTP.SessionIdle), SessionLife: time.Duration(s.cfg.HTTP.SessionLife),
+	}); err != nil {
+		return err
+	}
+	local, err := listenLocal(ctx, s.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer local.Close() //nolint:errcheck // closed by its HTTP server as well
 	if s.db, err = projections.Open(ctx, projections.Config{
 		Path: filepath.Join(s.cfg.DataDir, "readmodel.db"), Log: s.log, Registerer: registry,
 	}); err != nil {
@@ -280,6 +298,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return serveDebug(ctx, debug) })
+	g.Go(func() error { return s.access.Run(ctx) })
+	g.Go(func() error { return serveLocal(ctx, local, admins{s.commands, people, s.access}) })
 	g.Go(func() error {
 		if err := s.serveHTTP(ctx, quit, web, certificates, handler); err != nil {
 			return err
@@ -329,10 +349,10 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 		return nil, err
 	}
 	return httpapi.New(httpapi.Config{
-		Auth: authenticator{s.creds}, Log: s.log, Now: s.now, Gatherer: registry, Registerer: registry,
+		Auth: s.access, Denied: s.access.Denied, Log: s.log, Now: s.now, Gatherer: registry, Registerer: registry,
 		Limits: httpapi.Limits{Rate: s.cfg.HTTP.Rate},
 		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), s.disk},
-		Register: []httpapi.Register{write.Register, read.Register, func(api huma.API) {
+		Register: []httpapi.Register{write.Register, read.Register, s.access.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{
 				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
 				Log: s.log, Now: s.now, Registerer: registry,
@@ -461,16 +481,6 @@ func seconds(d config.Duration) int { return int(time.Duration(d) / time.Second)
 
 func (s *Server) joinString(token string, expires time.Time) (string, error) {
 	return wire.Join{URL: s.httpURL, CA: s.ca.Fingerprint(), Token: token, Expires: expires}.String(), nil
-}
-
-type authenticator struct{ creds *auth.Credentials }
-
-func (a authenticator) Authenticate(ctx context.Context, token string) (httpapi.Principal, error) {
-	u, err := a.creds.Authenticate(ctx, token)
-	if errors.Is(err, auth.ErrDenied) {
-		return httpapi.Principal{}, httpapi.ErrUnauthorized
-	}
-	return httpapi.Principal{Actor: u.Actor, Name: u.ID, Rights: auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})}, err
 }
 
 // readModel gives the reactors what they need to know at their start.

@@ -69,8 +69,9 @@ func serve(path string) error {
 // it keeps over restarts.
 type Manager struct {
 	Config server.Config
-	// Token is the administrator's.
-	Token string
+	// Token is the administrator's, Link the one-time link with which the
+	// administrator sets a password.
+	Token, Link string
 	// API talks to it as the administrator.
 	API *client.ClientWithResponses
 	// Clock is what Run gives the manager instead of the system's clock; nil
@@ -104,12 +105,12 @@ func New(t testing.TB, change ...func(*server.Config)) *Manager {
 	for _, f := range change {
 		f(&m.Config)
 	}
-	token, err := server.Init(t.Context(), m.Config, slog.New(slog.DiscardHandler))
+	first, err := server.Init(t.Context(), m.Config, slog.New(slog.DiscardHandler), server.FirstAdmin{Token: true})
 	if err != nil {
 		t.Fatalf("initialise the manager: %v", err)
 	}
-	m.Token = token
-	if m.API, err = client.Connect("https://"+m.Config.HTTP.Listen, server.CAFile(m.Config), token); err != nil {
+	m.Token, m.Link = first.Token, first.Link
+	if m.API, err = client.Connect("https://"+m.Config.HTTP.Listen, server.CAFile(m.Config), m.Token); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.Stop)

@@ -57,7 +57,7 @@ func (c *clock) advance(d time.Duration) { c.mu.Lock(); c.at = c.at.Add(d); c.mu
 // nobody refuses every API token: enrolment must not need one.
 type nobody struct{}
 
-func (nobody) Authenticate(context.Context, string) (httpapi.Principal, error) {
+func (nobody) Authenticate(context.Context, httpapi.Credential) (httpapi.Principal, error) {
 	return httpapi.Principal{}, httpapi.ErrUnauthorized
 }
 

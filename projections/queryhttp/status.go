@@ -19,14 +19,6 @@ func (h *Handlers) registerStatus(api huma.API) {
 		Extensions: httpapi.Needs(auth.ReadFleet),
 		Summary:    "Get the state of the manager", Description: "For people. Devices, virtual machines and tasks are counted as far as the caller may see them. Probes use /livez and /readyz, monitoring /metrics.",
 	}, h.getStatus)
-	huma.Register(api, huma.Operation{
-		OperationID: "whoami", Method: http.MethodGet, Path: httpapi.Prefix + "/whoami", Tags: []string{"manager"},
-		Extensions: httpapi.Needs(auth.Self),
-		Summary:    "Say whom the token stands for",
-	}, func(ctx context.Context, _ *struct{}) (*struct{ Body httpapi.Whoami }, error) {
-		p := httpapi.RequestOf(ctx).Principal
-		return &struct{ Body httpapi.Whoami }{httpapi.Whoami{Actor: string(p.Actor), Name: p.Name}}, nil
-	})
 }
 
 func (h *Handlers) getStatus(ctx context.Context, in *struct{ Reading }) (*struct {

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/danielgtaylor/huma/v2"
 
+	"pallas/commands/accesshttp"
 	"pallas/commands/commandhttp"
 	"pallas/internal/httpapi"
 	"pallas/mqttgw/enroll"
@@ -12,7 +13,7 @@ import (
 // api is the description of the whole API.
 func api() *huma.OpenAPI {
 	return httpapi.Spec(
-		commandhttp.Describe, queryhttp.Describe,
+		commandhttp.Describe, accesshttp.Describe, queryhttp.Describe,
 		func(api huma.API) { enroll.Register(api, enroll.Config{}) },
 	)
 }
