@@ -127,6 +127,8 @@ func TestUser(t *testing.T) {
 	play(t, []scene{
 		{name: "issue the own role", given: operator, when: issue(events.RoleOperator, "site=fra"), then: wants(events.RoleOperator, "site=fra")},
 		{name: "issue less", given: operator, when: issue(events.RoleViewer, ""), then: wants(events.RoleViewer, "")},
+		{name: "issue all of it", given: operator, when: issue("", ""), then: wants("", "")},
+		{name: "issue all of it for some devices", given: operator, when: issue("", "a=b"), then: wants("", "a=b")},
 		{name: "issue again", given: owns, when: IssueAPIToken{User: ann, Token: token}},
 		{name: "issue a higher role", given: operator, when: issue(events.RoleAdmin, "site=fra"), refused: KindInvalid, field: "role", says: "admin for site=fra is more than its owner may do (operator for site in (fra,ber)"},
 		{name: "issue a wider scope", given: operator, when: issue(events.RoleOperator, ""), refused: KindInvalid, field: "selector", says: "operator for everything is more"},

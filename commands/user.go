@@ -22,7 +22,8 @@ type User struct {
 
 // APIToken is what a program may do for a user.
 type APIToken struct {
-	Role     events.Role `json:"role"`
+	// Role is "" for all that the owner may do.
+	Role     events.Role `json:"role,omitempty"`
 	Selector string      `json:"selector,omitempty"`
 	Issued   time.Time   `json:"issued"`
 	Expires  time.Time   `json:"expires"`
@@ -46,8 +47,8 @@ const (
 )
 
 // IssueAPIToken lets programs act for a user: with a role and a selector that
-// are within one of the user's own grants. A token id that is taken is the same
-// request.
+// are within one of the user's own grants, or without a role with all that the
+// user may do. A token id that is taken is the same request.
 type IssueAPIToken struct {
 	User     events.UserID
 	Token    events.APITokenID
@@ -147,6 +148,19 @@ func (IssuePasswordReset) sealed()  {}
 func (RecordSessionsEnded) sealed() {}
 func (DenyAccess) sealed()          {}
 
+// Bound is the role that bounds the token: without one of its own, the highest.
+func (c IssueAPIToken) Bound() events.Role { return bound(c.Role) }
+
+// Bound is the role that bounds the token: without one of its own, the highest.
+func (t APIToken) Bound() events.Role { return bound(t.Role) }
+
+func bound(r events.Role) events.Role {
+	if r == "" {
+		return events.RoleAdmin
+	}
+	return r
+}
+
 func (u User) issueToken(c IssueAPIToken, a Access, now time.Time) ([]events.Event, error) {
 	if err := checkAPIToken(c.Token); err != nil {
 		return nil, err
@@ -158,14 +172,14 @@ func (u User) issueToken(c IssueAPIToken, a Access, now time.Time) ([]events.Eve
 	if _, ok := u.Tokens[c.Token]; ok {
 		return nil, nil
 	}
-	sel, err := checkRole("", c.Role, c.Selector)
+	sel, err := checkRole("", c.Bound(), c.Selector)
 	if err != nil {
 		return nil, err
 	}
 	if err := first(checkWithin("expires", c.Expires, now, MaxTokenLife)); err != nil {
 		return nil, err
 	}
-	if !standing.Covers(c.Role, sel) {
+	if c.Role != "" && !standing.Covers(c.Role, sel) {
 		return nil, wider(standing, c.Role, sel.String())
 	}
 	live := 0

@@ -32,14 +32,16 @@ type PasswordResetIssued struct {
 	Expires time.Time `json:"expires"`
 }
 
-// APITokenIssued says that programs may act for the user with a new token. The
-// token permits at most what the user may do at the time. Its secret is not
+// APITokenIssued says that programs may act for the user with a new token. It
+// never permits more than the user may do at the time of a request. Its secret is not
 // here, nor is its hash.
 type APITokenIssued struct {
 	Token APITokenID `json:"token"`
-	Role  Role       `json:"role"`
-	// Selector picks devices by their labels; without one the role holds for
-	// everything that the user may do.
+	// Role bounds what the token permits; without one it is all that its owner
+	// may do.
+	Role Role `json:"role,omitempty"`
+	// Selector picks devices by their labels; without one the token is for all
+	// devices that its owner may see or touch.
 	Selector string    `json:"selector,omitempty"`
 	Expires  time.Time `json:"expires"`
 }

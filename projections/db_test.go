@@ -208,6 +208,12 @@ func everyEvent(t testing.TB) *eventLog {
 	l.token(token1, events.JoinTokenUsed{Device: deviceA})
 	l.token(token1, events.JoinTokenRevoked{})
 	l.token(token1, events.JoinRefused{Failures: 3, Limit: "all"})
+	user := events.UserID(fleetID(1))
+	l.add(events.UserActor("ada"), events.AccessSubject(), events.UserCreated{User: user}, events.RoleGranted{User: user, Role: events.RoleAdmin}, events.RoleRevoked{User: user},
+		events.UserDisabled{User: user}, events.UserEnabled{User: user}, events.UserDeleted{User: user})
+	l.add(events.UserActor("ada"), events.UserSubject(user), events.PasswordChanged{How: events.PasswordOwn}, events.PasswordResetIssued{Expires: at(9)},
+		events.APITokenIssued{Role: events.RoleViewer, Expires: at(9)}, events.APITokenUsed{}, events.APITokenRevoked{}, events.SignedIn{}, events.SignInFailed{},
+		events.SessionEnded{}, events.AccessDenied{})
 	l.register(deviceA, "Ä1", "z=1", "a=2")
 	l.register(deviceB, "b")
 	l.device(deviceA, events.DeviceApproved{Policy: "auto"}, events.CertificateIssued{Serial: "1", KeyHash: "k", NotBefore: at(0), NotAfter: at(99)})

@@ -98,7 +98,7 @@ func TestScripts(t *testing.T) {
 func (f *fixture) setup(env *testscript.Env) error {
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // a program built with -race waits a second at its end otherwise
 	for k, v := range map[string]string{
-		"SERVER": "https://" + f.manager.Config.HTTP.Listen, "CA": server.CAFile(f.manager.Config), "TOKEN": f.manager.Token,
+		"SERVER": "https://" + f.manager.Config.HTTP.Listen, "CA": server.CAFile(f.manager.Config), "TOKEN": f.manager.Token, "LINK": f.manager.Link,
 		"SHOP1": f.agents["shop-1"].Device(), "SHOP2": f.agents["shop-2"].Device(), "SHOP3": f.agents["shop-3"].Device(), "PALLAS_CONFIG": filepath.Join(env.WorkDir, "home", "config.yaml"),
 		"NOBODY": "https://127.0.0.1:1",
 	} {

@@ -21,10 +21,13 @@ import (
 // CreateAPIToken says what a new API token permits.
 type CreateAPIToken struct {
 	Name     string `json:"name,omitempty" maxLength:"253" example:"backup script" doc:"What it is for."`
-	Role     string `json:"role" maxLength:"64" example:"viewer" doc:"viewer, operator or admin: no more than its owner has."`
-	Selector string `json:"selector,omitempty" maxLength:"4096" example:"site=fra" doc:"Label selector of the devices that it is for, within one of its owner's grants. Absent or empty: everything."`
-	TTL      int    `json:"ttl,omitempty" minimum:"60" maximum:"31536000" default:"7776000" example:"7776000" doc:"Seconds until it ends."`
+	Role     string `json:"role,omitempty" maxLength:"64" example:"viewer" doc:"viewer, operator or admin: no more than its owner has. Absent: all that its owner may do at the time of a request."`
+	Selector string `json:"selector,omitempty" maxLength:"4096" example:"site=fra" doc:"Label selector of the devices that it is for; with a role, within one of its owner's grants. Absent or empty: all of them."`
+	TTL      int    `json:"ttl,omitempty" minimum:"60" maximum:"31536000" example:"7776000" doc:"Seconds until it ends. Absent: 90 days, or as long as the token lasts that the request comes with."`
 }
+
+// defaultTokenLife is how long an API token lasts that nobody said it of.
+const defaultTokenLife = 90 * 24 * time.Hour
 
 // CreatedAPIToken is a new API token with its secret.
 type CreatedAPIToken struct {
@@ -119,6 +122,12 @@ func (h *Handlers) createToken(ctx context.Context, user events.UserID, wish Cre
 	c := commands.IssueAPIToken{
 		User: user, Token: id, Role: events.Role(wish.Role), Selector: wish.Selector, Expires: r.Time.Add(time.Duration(wish.TTL) * time.Second),
 	}
+	if wish.TTL == 0 {
+		c.Expires = r.Time.Add(defaultTokenLife)
+		if r.Principal.Token != "" && r.Principal.Expires.Before(c.Expires) {
+			c.Expires = r.Principal.Expires
+		}
+	}
 	if err := checkPerson(auth.Person{Login: "x", Name: wish.Name}); err != nil {
 		return nil, err
 	}
@@ -177,13 +186,13 @@ func (h *Handlers) withinCaller(ctx context.Context, c commands.IssueAPIToken) e
 	if err != nil {
 		return nil //nolint:nilerr // the decision says what is wrong with it
 	}
-	own := commands.Standing{Grants: []commands.RoleGrant{{Role: t.Role, Selector: t.Selector}}}
+	own := commands.Standing{Grants: []commands.RoleGrant{{Role: t.Bound(), Selector: t.Selector}}}
 	switch {
-	case !slices.Contains(auth.Roles(), auth.Role(c.Role)):
+	case !slices.Contains(auth.Roles(), auth.Role(c.Bound())):
 		return nil // likewise
-	case !ok || !own.Covers(c.Role, sel):
+	case !ok || !own.Covers(c.Bound(), sel):
 		return httpapi.Invalid("body.role", fmt.Sprintf("is more than the token permits that this request came with (%s for %s): sign in, or ask for less",
-			t.Role, cmp.Or(t.Selector, "everything")))
+			t.Bound(), cmp.Or(t.Selector, "everything")))
 	case c.Expires.After(t.Expires):
 		return httpapi.Invalid("body.ttl", fmt.Sprintf("is longer than the token lasts that this request came with (until %s): sign in, or ask for less",
 			t.Expires.Format(time.RFC3339)))

@@ -153,7 +153,7 @@ func (c *rightsCache) of(user events.UserID, s commands.Standing, id events.APIT
 		if err != nil {
 			return auth.Rights{}, fmt.Errorf("API token %s: %w", id, err)
 		}
-		r = r.Within(auth.RightsOf(auth.Grant{Role: auth.Role(t.Role), Selector: sel}))
+		r = r.Within(auth.RightsOf(auth.Grant{Role: auth.Role(t.Bound()), Selector: sel}))
 	}
 	c.lru.Add(key, r)
 	return r, nil

@@ -44,7 +44,7 @@ type Permission struct {
 type APIToken struct {
 	ID       string    `json:"id" example:"4f2k9d0a7b1c8e3h" doc:"Public part of the token, which stands in it after \"pls_\"."`
 	Name     string    `json:"name,omitempty" example:"backup script" doc:"What it is for."`
-	Role     string    `json:"role" enum:"viewer,operator,admin" example:"viewer" doc:"The role that it has, as far as its owner has it too."`
+	Role     string    `json:"role,omitempty" enum:"viewer,operator,admin" example:"viewer" doc:"The role that it has, as far as its owner has it too. Absent: all that its owner may do."`
 	Selector string    `json:"selector,omitempty" example:"site=fra" doc:"Label selector of the devices that it is for. Absent: all that its owner may see or touch."`
 	Expires  time.Time `json:"expires" example:"2027-02-21T09:30:00Z" doc:"When it ends."`
 	State    string    `json:"state" enum:"active,expired" example:"active" doc:"Whether it can be used. A revoked one is gone."`

@@ -78,9 +78,9 @@ func (a *app) root() *cobra.Command {
 
 	devices, vms, tasks, tokens, happened := a.devices(), a.vms(), a.tasks(), a.joinTokens(), a.events()
 	get := group("get", "List things, or show some of them")
-	get.AddCommand(getCommand(a, devices), getCommand(a, vms), getCommand(a, tasks), getCommand(a, happened), getCommand(a, tokens))
+	get.AddCommand(getCommand(a, devices), getCommand(a, vms), getCommand(a, tasks), getCommand(a, happened), getCommand(a, tokens), getCommand(a, a.users()))
 	describe := group("describe", "Tell people everything about a thing")
-	describe.AddCommand(describeCommand(a, devices), describeCommand(a, vms), describeCommand(a, tasks), describeCommand(a, happened), describeCommand(a, tokens))
+	describe.AddCommand(describeCommand(a, devices), describeCommand(a, vms), describeCommand(a, tasks), describeCommand(a, happened), describeCommand(a, tokens), describeCommand(a, a.users()))
 	watch := group("watch", "Show things, then each change as it happens")
 	watch.Long = watch.Short + ".\n\nWatching goes on over lost connections until Ctrl-C, which is its normal end: exit code 0."
 	watch.AddCommand(watchCommand(a, devices), watchCommand(a, vms), watchCommand(a, tasks), a.watchEvents(happened), watchCommand(a, tokens))
@@ -89,6 +89,7 @@ func (a *app) root() *cobra.Command {
 		a.loginCommand(), a.logoutCommand(), a.contextCommand(),
 		a.deviceCommand(), a.approveCommand(), a.retireCommand(), a.labelCommand(),
 		a.vmCommand(), a.taskCommand(), a.joinTokenCommand(),
+		a.userCommand(), a.roleCommand(), a.tokenCommand(), a.sessionCommand(), a.passwordCommand(), a.setPasswordCommand(),
 		a.usageCommand(), a.statusCommand(), a.whoamiCommand(), a.versionCommand(), a.decodeCommand())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -31,6 +31,8 @@ type profile struct {
 	Server string `yaml:"server"`
 	CA     string `yaml:"ca,omitempty"` // PEM
 	Token  secret `yaml:"token,omitempty"`
+	// TokenID is the id of a token that login made, and logout revokes.
+	TokenID string `yaml:"token_id,omitempty"`
 }
 
 func configPath() (string, error) {

@@ -2,30 +2,36 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"net/url"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func (a *app) loginCommand() *cobra.Command {
 	var token string
+	var with passwordLogin
 	cmd := &cobra.Command{
-		Use:   "login --server URL [--ca-file FILE] [--token-file FILE]",
-		Short: "Check a token with the manager and keep it in a context",
-		Long: "Check a token with the manager, keep server, CA and token in a context of the configuration file, and use it from now on.\n\n" +
-			"Without --token-file, --token, PALLAS_TOKEN or PALLAS_TOKEN_FILE the token is asked for. --context names the context; it is the server's host otherwise.\n" +
+		Use:   "login --server URL [--ca-file FILE] [--user LOGIN | --token-file FILE]",
+		Short: "Sign in with password or token and keep a token in a context",
+		Long: "Sign in, keep server, CA and an API token in a context of the configuration file, and use it from now on.\n\n" +
+			"Login and password are asked for and exchanged for an API token, which pallas logout revokes; the password is not kept. --token-file, --token, PALLAS_TOKEN or PALLAS_TOKEN_FILE give a token that is there already. --context names the context; it is the server's host otherwise.\n" +
 			"The file is that of PALLAS_CONFIG, or pallas/config.yaml in the user's configuration directory; only its owner can read it.",
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.login(cmd.Context(), token) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.login(cmd.Context(), token, with) },
 	}
-	cmd.Flags().StringVar(&token, "token", "", "the API token; - reads it from standard input")
+	f := cmd.Flags()
+	f.StringVar(&token, "token", "", "the API token; - reads it from standard input")
+	f.StringVar(&with.login, "user", "", "login of the user")
+	f.StringVar(&with.file, "password-file", "", "file that holds the password; - is standard input")
+	f.StringVar(&with.ttl, "ttl", "90d", "how long the token is good for that a password is exchanged for")
 	return cmd
 }
 
-func (a *app) login(ctx context.Context, token string) error {
+// passwordLogin is what a person signs in with.
+type passwordLogin struct{ login, file, ttl string }
+
+func (a *app) login(ctx context.Context, token string, with passwordLogin) error {
 	cfg, err := loadConfig()
 	if err != nil {
 		return err
@@ -49,8 +55,13 @@ func (a *app) login(ctx context.Context, token string) error {
 		}
 		p.CA = string(b)
 	}
-	if p.Token, err = a.loginToken(token); err != nil {
+	if p.Token, err = a.loginToken(token, with); err != nil {
 		return err
+	}
+	if p.Token == "" {
+		if err := a.exchange(ctx, &p, with); err != nil {
+			return err
+		}
 	}
 	s, err := a.connect(p)
 	if err != nil {
@@ -68,12 +79,50 @@ func (a *app) login(ctx context.Context, token string) error {
 	if err := cfg.save(); err != nil {
 		return err
 	}
-	a.say("logged in to %s (version %s) as %s; context %s is in use", p.Server, st.Version, who.Name, p.Name)
+	a.say("logged in to %s (version %s) as %s; context %s is in use", p.Server, st.Version, who.Login, p.Name)
 	return nil
 }
 
-func (a *app) loginToken(flag string) (secret, error) {
+// exchange gets a token for login and password.
+func (a *app) exchange(ctx context.Context, p *profile, with passwordLogin) error {
+	life, err := duration(with.ttl)
+	if err != nil {
+		return usagef("--ttl %q: want a duration such as 12h or 90d", with.ttl)
+	}
+	if with.login == "" {
+		if with.login, err = a.prompt("login"); err != nil {
+			return err
+		}
+	}
+	password, err := a.readPassword(with.file, "password")
+	if err != nil {
+		return err
+	}
+	s, err := a.connect(*p)
+	if err != nil {
+		return err
+	}
+	t, err := s.signIn(ctx, with.login, password, life)
+	if err != nil {
+		if e := asError(err); e.Code == exitDenied {
+			e.Title, e.Hint = "cannot sign in", "an administrator makes a link for a new password with: pallas user reset-password LOGIN"
+			return e
+		}
+		return err
+	}
+	p.Token, p.TokenID = secret(t.Token), t.Id
+	return nil
+}
+
+// loginToken is the token that was given, "" when a person is to sign in with a
+// password.
+func (a *app) loginToken(flag string, with passwordLogin) (secret, error) {
 	switch {
+	case with.login != "" || with.file != "":
+		if flag != "" || a.tokenFile != "" {
+			return "", usagef("want a token or a password, not both")
+		}
+		return "", nil
 	case flag == "":
 	case a.tokenFile != "":
 		return "", usagef("want --token or --token-file, not both")
@@ -92,26 +141,28 @@ func (a *app) loginToken(flag string) (secret, error) {
 	}
 	f, ok := a.in.(*os.File)
 	if !ok || !terminal(f) {
-		return "", usagef("a token is needed: --token-file FILE, or --token - to read it from standard input")
+		return "", usagef("a token is needed, --token-file FILE or --token - to read it from standard input; or a password, --user LOGIN --password-file FILE")
 	}
-	fmt.Fprint(a.err, "token: ")
-	b, err := term.ReadPassword(int(f.Fd()))
-	fmt.Fprintln(a.err)
-	if err != nil {
-		return "", fmt.Errorf("read the token: %w", err)
-	}
-	return secret(b), nil
+	return "", nil
 }
 
 func (a *app) logoutCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "logout",
 		Short: "Forget the token of a context",
-		Long:  "Forget the token of the current context, or of --context. Server and CA stay for the next login. The token itself stays valid.",
-		RunE: func(*cobra.Command, []string) error {
+		Long:  "Forget the token of the current context, or of --context. Server and CA stay for the next login. A token that login got for a password is revoked; one that was given stays valid.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.changeConfig(a.context, func(cfg *configFile, i int) string {
-				cfg.Contexts[i].Token = ""
-				return "logged out of " + cfg.Contexts[i].Server
+				p := &cfg.Contexts[i]
+				if p.Token != "" && p.TokenID != "" {
+					if s, err := a.connect(*p); err != nil {
+						a.note("warning: the token is not revoked: %v", err)
+					} else if err := s.revokeToken(cmd.Context(), "", p.TokenID); err != nil {
+						a.note("warning: the token is not revoked: %v", err)
+					}
+				}
+				p.Token, p.TokenID = "", ""
+				return "logged out of " + p.Server
 			})
 		},
 	}

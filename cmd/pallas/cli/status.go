@@ -71,14 +71,22 @@ func skew(d time.Duration) string {
 func (a *app) whoamiCommand() *cobra.Command {
 	who := &noun[client.Whoami]{
 		plural: "whoami",
-		name:   func(w client.Whoami) string { return w.Name },
+		name:   func(w client.Whoami) string { return w.Login },
 		columns: []column[client.Whoami]{
-			{head: "NAME", value: func(w client.Whoami, _ time.Time) string { return w.Name }},
+			{head: "LOGIN", value: func(w client.Whoami, _ time.Time) string { return w.Login }},
 			{head: "ACTOR", value: func(w client.Whoami, _ time.Time) string { return w.Actor }},
+			{head: "GRANTS", value: func(w client.Whoami, _ time.Time) string { return dash(grants(w.Grants)) }},
+			{head: "TOKEN", value: func(w client.Whoami, _ time.Time) string {
+				if w.Token == nil {
+					return "-"
+				}
+				return w.Token.Id + " " + permits(*w.Token)
+			}},
+			{head: "EXPIRES", value: func(w client.Whoami, _ time.Time) string { return stamp(w.Expires) }},
 		},
 	}
 	return &cobra.Command{
-		Use: "whoami", Short: "Say whom the token stands for",
+		Use: "whoami", Short: "Say whom the token stands for, and what it permits",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.open()
 			if err != nil {
