@@ -34,8 +34,8 @@ func initialise(t *testing.T, args ...string) (dir, config string) {
 	if code != 0 {
 		t.Fatalf("init: exit code %d\n%s", code, stderr)
 	}
-	if !strings.Contains(stdout, "admin token:   pls_") {
-		t.Fatalf("init printed no token:\n%s", stdout)
+	if !strings.Contains(stdout, "/setup#plr_") || strings.Contains(stdout, "pls_") {
+		t.Fatalf("init printed no link, or a token:\n%s", stdout)
 	}
 	return dir, filepath.Join(dir, "pallasd.yaml")
 }
@@ -107,8 +107,8 @@ func TestInitAndServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(text), "pls_") {
-		t.Error("the configuration holds the token")
+	if strings.Contains(string(text), "plr_") {
+		t.Error("the configuration holds the link")
 	}
 	// A second init must not touch what the first made.
 	before := listing(t, dir)
@@ -125,6 +125,55 @@ func TestInitAndServe(t *testing.T) {
 	}
 	stop()
 	serving(t, config) // and again on the same directory
+}
+
+// TestFirstAdmin gives the first administrator another login and a token, and
+// makes links while the manager does not run and while it does.
+func TestFirstAdmin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	_, config := initialise(t, "--admin", "Root@example.com", "--token-file", file)
+	b, err := os.ReadFile(file)
+	if err != nil || !strings.HasPrefix(string(b), "pls_") || !strings.HasSuffix(string(b), "\n") {
+		t.Errorf("token file: %d bytes, %v", len(b), err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("token file: %v, %v", info.Mode(), err)
+	}
+	// A file that is there is not written over, and nothing is made.
+	other := filepath.Join(t.TempDir(), "other")
+	if code, _, stderr := pallasd(t, "init", "--data", other, "--token-file", file); code != 2 || !oneLine(stderr, "--token-file") {
+		t.Errorf("a token file that is there: exit code %d\n%s", code, stderr)
+	}
+	if _, err := os.Stat(other); err == nil {
+		t.Error("the directory was made all the same")
+	}
+	if code, _, stderr := pallasd(t, "init", "--data", other, "--admin", "a b"); code != 1 || !oneLine(stderr, "white space") {
+		t.Errorf("a bad login: exit code %d\n%s", code, stderr)
+	}
+	link := regexp.MustCompile(`https://\S+/setup#plr_\S+`)
+	reset := func(login string) string {
+		t.Helper()
+		code, stdout, stderr := pallasd(t, "reset-password", "--config", config, login)
+		if code != 0 {
+			t.Fatalf("reset-password: exit code %d\n%s", code, stderr)
+		}
+		return link.FindString(stdout)
+	}
+	first := reset("root@EXAMPLE.com")
+	stop := serving(t, config)
+	second := reset("root@example.com")
+	if first == "" || second == "" || first == second {
+		t.Errorf("links %q and %q", first, second)
+	}
+	if code, _, stderr := pallasd(t, "reset-password", "--config", config, "nobody"); code != 1 || !oneLine(stderr, "administrators are: Root@example.com") {
+		t.Errorf("an unknown login: exit code %d\n%s", code, stderr)
+	}
+	stop()
+	for _, args := range [][]string{{"--config", config}, {"x"}, {"--config", config, "a", "b"}} {
+		if code, _, stderr := pallasd(t, append([]string{"reset-password"}, args...)...); code != 2 {
+			t.Errorf("reset-password %v: exit code %d\n%s", args, code, stderr)
+		}
+	}
 }
 
 // TestRelativeDirectory makes a data directory where the program was started,

@@ -20,6 +20,7 @@ import (
 	"testing"
 
 	"pallas/agent/hypervisor/esxi/vcsim"
+	"pallas/internal/httpapi"
 	"pallas/internal/server"
 	"pallas/internal/servertest"
 	"pallas/mqttgw/wire"
@@ -127,6 +128,8 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 
 	// Credentials that are wrong, in every place for one.
 	secrets = append(secrets, wrongCredentials(t, m, parsed)...)
+
+	secrets = append(secrets, passwordsAndSessions(t, m)...)
 
 	p.stop()
 	m.Stop()
@@ -250,6 +253,42 @@ func wrongCredentials(t *testing.T, m *servertest.Manager, join wire.Join) (secr
 			t.Errorf("a wrong token got %s, %v", r.Status, err)
 		}
 	}
+	return secrets
+}
+
+// passwordsAndSessions is what people have that nobody else may see: it makes a
+// journey with them, wrong ones too, and returns them.
+func passwordsAndSessions(t *testing.T, m *servertest.Manager) (secrets []secret) {
+	t.Helper()
+	const password, second, wrong, weak = "the first password of ann", "the second password of ann", "not the password of anybody", "passwordpassword"
+	keep := func(name, text string) { secrets = append(secrets, textSecret(name, text)) }
+	for name, text := range map[string]string{"password": password, "second password": second, "mistyped password": wrong, "weak password": weak} {
+		keep(name, text)
+	}
+	a := admin(t, m)
+	u := want[httpapi.User](a, 201, "POST", "/api/v1/users", object{"login": "ann", "grants": []object{grantOf("admin", "")}})
+	l := want[struct{ Link string }](a, 200, "POST", "/api/v1/users/"+u.ID+"/password-reset", nil)
+	for _, link := range []string{l.Link, m.Link} {
+		_, text, _ := strings.Cut(link, "#")
+		keep("one-time link", text[len("plr_")+33:])
+	}
+	b := newBrowser(t, m)
+	b.refused(422, "POST", "/api/v1/password/reset", object{"link": l.Link, "password": weak})
+	want[object](b, 200, "POST", "/api/v1/password/reset", object{"link": l.Link, "password": password})
+	b.refused(401, "POST", "/api/v1/password/reset", object{"link": l.Link, "password": password})
+	b.refused(401, "POST", "/api/v1/session", object{"login": "ann", "password": wrong})
+	b.refused(401, "POST", "/api/v1/session", object{"login": wrong, "password": password}) // in the wrong field
+	b.signIn("ann", password)
+	keep("session's cookie", b.cookie[strings.LastIndexByte(b.cookie, '.')+1:])
+	made := want[struct{ Token string }](b, 201, "POST", "/api/v1/tokens", object{"role": "viewer"})
+	keep("API token", made.Token[len("pls_")+17:])
+	b.refused(422, "POST", "/api/v1/password", object{"old": wrong, "new": second})
+	want[object](b, 204, "POST", "/api/v1/password", object{"old": password, "new": second})
+	want[object](b, 200, "GET", "/api/v1/whoami", nil)
+	spoiled := *b
+	spoiled.cookie = b.cookie[:len(b.cookie)-16] + strings.Repeat("0", 16)
+	spoiled.refused(401, "GET", "/api/v1/whoami", nil)
+	keep("mistyped cookie", spoiled.cookie[strings.LastIndexByte(spoiled.cookie, '.')+1:])
 	return secrets
 }
 

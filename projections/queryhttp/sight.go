@@ -15,7 +15,7 @@ import (
 )
 
 // isAccess says that a kind of aggregate is about people and what they may do.
-func isAccess(kind string) bool { return kind == "access" || kind == "user" }
+func isAccess(kind string) bool { return kind == events.KindAccess || kind == events.KindUser }
 
 // sight is which events a caller may see: those of devices and join tokens by
 // the labels that these have now, those of users by a permission of its own, and
