@@ -129,10 +129,10 @@ type register struct {
 	db    *projections.DB
 	begin uint64 // the position that the tail began after
 	// news are of records that the read model may not have yet; sweep is how
-	// many there are when those are dropped that it has.
-	news   map[events.Subject]news
-	sweep  int
-	looked *lru.Cache[events.Subject, map[string]string] // nil for what has none
+	// many there are when those are dropped that it has, least how many at least.
+	news         map[events.Subject]news
+	sweep, least int
+	looked       *lru.Cache[events.Subject, map[string]string] // nil for what has none
 }
 
 type news struct {
@@ -140,18 +140,15 @@ type news struct {
 	position uint64
 }
 
-// How many labels are remembered, and how many news at least.
-const (
-	maxLooked = 16 << 10
-	minNews   = 1 << 10
-)
+// registerSize is how many labels a tail remembers.
+const registerSize = 16 << 10
 
-func newRegister(db *projections.DB, begin uint64) *register {
-	looked, err := lru.New[events.Subject, map[string]string](maxLooked)
+func newRegister(db *projections.DB, begin uint64, size int) *register {
+	looked, err := lru.New[events.Subject, map[string]string](size)
 	if err != nil {
 		panic(err) // a negative size
 	}
-	return &register{db: db, begin: begin, news: map[events.Subject]news{}, sweep: minNews, looked: looked}
+	return &register{db: db, begin: begin, news: map[events.Subject]news{}, sweep: size, least: size, looked: looked}
 }
 
 // note takes labels from the record that comes next.
@@ -179,7 +176,7 @@ func (g *register) note(r events.Record) {
 	}
 	have := g.db.Position()
 	maps.DeleteFunc(g.news, func(_ events.Subject, n news) bool { return n.position <= have })
-	g.sweep = max(minNews, 2*len(g.news))
+	g.sweep = max(g.least, 2*len(g.news))
 }
 
 // labels returns the labels of an aggregate's owner, nil when it has none.

@@ -84,7 +84,7 @@ func (t *tail) join(ctx context.Context, q eventQuery) (*stream, error) {
 		}
 		// It outlives this client, and ends with the last one.
 		run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		f := &following{cancel: cancel, done: make(chan struct{}), position: last, register: newRegister(t.db, last), streams: map[*stream]struct{}{}}
+		f := &following{cancel: cancel, done: make(chan struct{}), position: last, register: newRegister(t.db, last, registerSize), streams: map[*stream]struct{}{}}
 		t.live = f
 		go func() {
 			defer close(f.done)
