@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"pallas/events"
+	"pallas/events/labels"
 )
 
 var (
@@ -256,6 +257,17 @@ func BenchmarkQueries(b *testing.B) {
 		return "site in (" + strings.Join(sites, ",") + ")"
 	}
 	vm := func(i int) events.VMID { return f.vmID(i, 1) }
+	within := func(selectors ...string) Scope {
+		sels := make([]Selector, len(selectors))
+		for i, s := range selectors {
+			sels[i] = sel(s)
+		}
+		return labels.Union(sels...)
+	}
+	// Scopes of 100, 200, 5,000 and 25,000 devices, one that no index leads to,
+	// and a token's within its owner's.
+	oneSite, twoSites, region, role := within("site=s0042"), within("site=s0042", "site=s0500"), within("region=r07"), within("role=pos")
+	mixed, layered := within("site=s0042", "role=pos,region=r07"), within("region=r07", "region=r08").Intersect(within("role=pos"))
 	for _, q := range []struct {
 		name string
 		of   string // table of the rows
@@ -315,6 +327,46 @@ func BenchmarkQueries(b *testing.B) {
 			_, err := d.Counts(ctx, everything)
 			return 0, err
 		}},
+		{"scope/devices/site", "devices", 100, devices(DeviceFilter{Scope: oneSite})},
+		{"scope/devices/sites", "devices", 100, devices(DeviceFilter{Scope: twoSites})},
+		{"scope/devices/region", "devices", 100, devices(DeviceFilter{Scope: region})},
+		{"scope/devices/role", "devices", 100, devices(DeviceFilter{Scope: role})},
+		{"scope/devices/layered", "devices", 100, devices(DeviceFilter{Scope: layered})},
+		{"scope/devices/mixed", "devices", 100, devices(DeviceFilter{Scope: mixed})},
+		{"scope/devices/label", "devices", 10, devices(DeviceFilter{Scope: oneSite, Selector: sel("role=pos")})},
+		{"scope/devices/text", "devices", 1, devices(DeviceFilter{Scope: oneSite, Text: "kiosk"})},
+		{"scope/devices/by-id", "devices", 100, devices(DeviceFilter{Scope: region, Sort: SortID})},
+		{"scope/vms/site", "vms", 100, vms(VMFilter{Scope: oneSite})},
+		{"scope/vms/region", "vms", 100, vms(VMFilter{Scope: region})},
+		{"scope/vms/role", "vms", 100, vms(VMFilter{Scope: role})},
+		{"scope/tasks/site", "tasks", 100, tasks(TaskFilter{Scope: oneSite})},
+		{"scope/tasks/region", "tasks", 100, tasks(TaskFilter{Scope: region})},
+		{"scope/tasks/role", "tasks", 100, tasks(TaskFilter{Scope: role})},
+		{"scope/tasks/open", "tasks", 100, tasks(TaskFilter{Scope: within("role=kiosk"), Open: true})},
+		{"scope/device", "devices", 1, func(ctx context.Context) (int, error) {
+			_, err := d.Device(ctx, within(fmt.Sprintf("site=s%04d", f.site(f.devices/2))), fleetID(f.devices/2))
+			return 1, err
+		}},
+		{"scope/device/outside", "", 0, func(ctx context.Context) (int, error) {
+			_, err := d.Device(ctx, within("site=nowhere"), fleetID(f.devices/2))
+			return 0, wanted(err)
+		}},
+		{"scope/device/unknown", "", 0, func(ctx context.Context) (int, error) {
+			_, err := d.Device(ctx, within("site=nowhere"), "00000000-0000-4000-8000-000000000000")
+			return 0, wanted(err)
+		}},
+		{"scope/counts/site", "", 0, func(ctx context.Context) (int, error) {
+			_, err := d.Counts(ctx, oneSite)
+			return 0, err
+		}},
+		{"scope/counts/region", "", 0, func(ctx context.Context) (int, error) {
+			_, err := d.Counts(ctx, region)
+			return 0, err
+		}},
+		{"scope/counts/role", "", 0, func(ctx context.Context) (int, error) {
+			_, err := d.Counts(ctx, role)
+			return 0, err
+		}},
 	} {
 		b.Run(q.name, func(b *testing.B) {
 			stop := sync.OnceValue(f.ingest(b, d, *queriesIngest))
@@ -351,6 +403,14 @@ func BenchmarkQueries(b *testing.B) {
 			}
 		})
 	}
+}
+
+// wanted is nil for ErrNotFound.
+func wanted(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return fmt.Errorf("found, or %w", err)
 }
 
 // byKey reads so many rows of a table one after the other, from a random one
