@@ -81,7 +81,7 @@ type manager struct {
 	url      string
 	token    string
 	people   *auth.People
-	rights   *sync.Map // of users who are no admins
+	rights   *sync.Map // of users who are no admins; nil when the log says them
 	client   *http.Client
 	store    events.Store
 	commands *commands.Dispatcher
@@ -93,11 +93,15 @@ type manager struct {
 
 type option func(*options)
 
+// people has the users and tokens of the log authenticate.
+func people(o *options) { o.people = true }
+
 type options struct {
 	store    func(events.Store) events.Store
 	httpapi  func(*httpapi.Config)
 	queries  func(*queryhttp.Config)
 	commands func(*commandhttp.Config)
+	people   bool
 }
 
 func start(t testing.TB, opts ...option) *manager {
@@ -178,6 +182,10 @@ func start(t testing.TB, opts ...option) *manager {
 		Auth: credentials{people, m.rights}, Register: []httpapi.Register{writes.Register, queries.Register, access.Register},
 		Checks: []httpapi.Check{queries.Check(1000), queries.LogCheck()}, Gatherer: registry, Registerer: registry, Log: logger,
 	}
+	if o.people {
+		hc.Auth, hc.Denied, m.rights = access, access.Denied, nil
+		m.token = m.person("root", auth.Grant{Role: auth.RoleAdmin}).token
+	}
 	o.httpapi(&hc)
 	m.handler, err = httpapi.New(hc)
 	must(t, err)
@@ -209,6 +217,9 @@ func (m *manager) newToken(user string) string {
 // grant gives a user rights, and returns a token of theirs.
 func (m *manager) grant(user string, grants ...auth.Grant) string {
 	m.t.Helper()
+	if m.rights == nil {
+		return m.person(user, grants...).token
+	}
 	m.rights.Store(user, auth.RightsOf(grants...))
 	return m.newToken(user)
 }

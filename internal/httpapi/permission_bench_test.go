@@ -19,8 +19,8 @@ import (
 // known authenticates by a map: what is measured is what comes after.
 type known map[string]httpapi.Principal
 
-func (k known) Authenticate(_ context.Context, token string) (httpapi.Principal, error) {
-	p, ok := k[token]
+func (k known) Authenticate(_ context.Context, c httpapi.Credential) (httpapi.Principal, error) {
+	p, ok := k[c.Token]
 	if !ok {
 		return p, httpapi.ErrUnauthorized
 	}
@@ -33,10 +33,10 @@ func (k known) Authenticate(_ context.Context, token string) (httpapi.Principal,
 // second to the first, in the same run.
 func BenchmarkAuthorize(b *testing.B) {
 	const users = 1000
-	callers := known{"admin": {Actor: "user:admin", Name: "admin", Rights: auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})}}
+	callers := known{"admin": {Actor: "user:admin", User: "admin", Rights: auth.RightsOf(auth.Grant{Role: auth.RoleAdmin})}}
 	for i := range users {
 		id := fmt.Sprintf("user-%d", i)
-		callers[id] = httpapi.Principal{Actor: events.UserActor(id), Name: id, Rights: auth.RightsOf(
+		callers[id] = httpapi.Principal{Actor: events.UserActor(id), User: events.UserID(id), Rights: auth.RightsOf(
 			selects(auth.RoleOperator, fmt.Sprintf("site=s%04d", i)), selects(auth.RoleOperator, fmt.Sprintf("site=s%04d,role in (pos,kiosk)", i+1)), selects(auth.RoleViewer, "region=r07"),
 		).Within(auth.RightsOf(selects(auth.RoleOperator, "role!=db")))}
 	}
