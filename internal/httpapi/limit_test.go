@@ -56,7 +56,7 @@ func (a answer) shed(t testing.TB, status int, name, seconds string) {
 	}
 }
 
-func TestRateOfAToken(t *testing.T) {
+func TestRateOfAUser(t *testing.T) {
 	now := time.Now()
 	m := start(t, limited(httpapi.Limits{Rate: 0.5}, &now)) // a burst of one
 	if a := m.do("GET", "/api/v1/devices", ""); a.StatusCode != 200 {
@@ -65,13 +65,12 @@ func TestRateOfAToken(t *testing.T) {
 	m.do("GET", "/api/v1/devices", "").shed(t, 429, "too-many-requests", "2")
 	m.do("POST", "/api/v1/join-tokens", `{"name":"x"}`).shed(t, 429, "too-many-requests", "2")
 
-	// Another token is not concerned, nor is what must always answer.
-	first := m.token
-	m.token = m.newToken("other")
-	if a := m.do("GET", "/api/v1/devices", ""); a.StatusCode != 200 {
-		t.Errorf("another token: %d", a.StatusCode)
+	// Tokens are no way around the limit of their user. Another user is not
+	// concerned, nor is what must always answer.
+	m.as(m.newToken("admin")).do("GET", "/api/v1/devices", "").shed(t, 429, "too-many-requests", "2")
+	if a := m.as(m.newToken("other")).do("GET", "/api/v1/devices", ""); a.StatusCode != 200 {
+		t.Errorf("another user: %d", a.StatusCode)
 	}
-	m.token = first
 	for _, path := range []string{"/livez", "/readyz", "/metrics"} {
 		if a := m.do("GET", path, ""); a.StatusCode == 429 {
 			t.Errorf("%s is limited", path)
@@ -81,7 +80,7 @@ func TestRateOfAToken(t *testing.T) {
 	if a := m.do("GET", "/api/v1/devices", ""); a.StatusCode != 200 {
 		t.Errorf("after Retry-After: %d", a.StatusCode)
 	}
-	if a := m.do("GET", "/metrics", ""); !strings.Contains(string(a.body), `pallas_http_requests_shed_total{reason="rate"} 2`) {
+	if a := m.do("GET", "/metrics", ""); !strings.Contains(string(a.body), `pallas_http_requests_shed_total{reason="rate"} 3`) {
 		t.Errorf("metrics: %s", a.body)
 	}
 }
