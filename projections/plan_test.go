@@ -212,7 +212,8 @@ func TestSortedPlans(t *testing.T) {
 // TestSizePlans looks at how the rows of each start are counted.
 func TestSizePlans(t *testing.T) {
 	d := openDB(t, filepath.Join(t.TempDir(), "read.db"))
-	starts := append(DeviceFilter{Scope: everything,
+	starts := append(DeviceFilter{
+		Scope: everything,
 		Trust: []Trust{TrustPending}, Connection: []Connection{ConnectionLost, ConnectionNever}, Condition: []events.Condition{""}, Version: "8",
 		Selector: mustSelector(t, "a=b,c in (d,e),f"), Text: "till",
 	}.starts(), VMFilter{Scope: everything, Power: []events.PowerState{events.PowerOn}, Selector: mustSelector(t, "a=b"), Text: "till"}.starts()...)

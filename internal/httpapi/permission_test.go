@@ -109,8 +109,11 @@ func TestDenied(t *testing.T) {
 		t.Errorf("the log went from %d to %d", before, after)
 	}
 	want := []report{
-		{"vera", "create-join-token", auth.ManageJoining}, {"vera", "list-join-tokens", auth.ManageJoining}, {"vera", "retire-device", auth.RetireDevices},
-		{"sam", "metrics", auth.ReadManager}, {"nora", "list-devices", auth.ReadFleet},
+		{"vera", "create-join-token", auth.ManageJoining},
+		{"vera", "list-join-tokens", auth.ManageJoining},
+		{"vera", "retire-device", auth.RetireDevices},
+		{"sam", "metrics", auth.ReadManager},
+		{"nora", "list-devices", auth.ReadFleet},
 	}
 	if !slices.Equal(reports, want) {
 		t.Errorf("told %v, want %v", reports, want)
