@@ -77,7 +77,7 @@ func (v *vault) get(ctx context.Context, key string, to any) (uint64, error) {
 
 // create stores the value of a key that has none, or answers ErrExists.
 func (v *vault) create(ctx context.Context, key string, value any) error {
-	_, err := v.store(ctx, key, value, 0)
+	err := v.store(ctx, key, value, 0)
 	if errors.Is(err, errChanged) {
 		err = ErrExists
 	}
@@ -86,7 +86,7 @@ func (v *vault) create(ctx context.Context, key string, value any) error {
 
 // replace stores a value in place of the one of a revision, and destroys that.
 func (v *vault) replace(ctx context.Context, key string, value any, revision uint64) error {
-	if _, err := v.store(ctx, key, value, revision); err != nil {
+	if err := v.store(ctx, key, value, revision); err != nil {
 		return err
 	}
 	if err := v.stream.SecureDeleteMsg(ctx, revision); err != nil && !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
@@ -110,19 +110,18 @@ func (v *vault) put(ctx context.Context, key string, value any) error {
 	return nil
 }
 
-func (v *vault) store(ctx context.Context, key string, value any, revision uint64) (uint64, error) {
+func (v *vault) store(ctx context.Context, key string, value any, revision uint64) error {
 	if err := v.room(); err != nil {
-		return 0, fmt.Errorf("store %s: %w: %w", kindOf(key), events.ErrNoSpace, err)
+		return fmt.Errorf("store %s: %w: %w", kindOf(key), events.ErrNoSpace, err)
 	}
 	b, err := json.Marshal(value)
 	if err != nil {
-		return 0, fmt.Errorf("encode %s: %w", kindOf(key), err)
+		return fmt.Errorf("encode %s: %w", kindOf(key), err)
 	}
-	n, err := v.kv.Update(ctx, key, b, revision)
-	if err != nil {
-		return 0, fmt.Errorf("store %s: %w", kindOf(key), stored(err))
+	if _, err := v.kv.Update(ctx, key, b, revision); err != nil {
+		return fmt.Errorf("store %s: %w", kindOf(key), stored(err))
 	}
-	return n, nil
+	return nil
 }
 
 // take destroys the value of a revision. Of several callers one succeeds; the

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,8 +85,18 @@ func (b *browser) request(method, path string, body any) *http.Request {
 	return req
 }
 
-// do sends a request and returns the status and the body.
-func (b *browser) do(method, path string, body any) (*http.Response, []byte) {
+// answer is the head of an answer whose body was read.
+type answer struct {
+	Status     string
+	StatusCode int
+	Header     http.Header
+	cookies    []*http.Cookie
+}
+
+func (a answer) Cookies() []*http.Cookie { return a.cookies }
+
+// do sends a request and returns the answer's head and body.
+func (b *browser) do(method, path string, body any) (answer, []byte) {
 	b.t.Helper()
 	resp, err := b.http.Do(b.request(method, path, body))
 	if err != nil {
@@ -96,7 +107,7 @@ func (b *browser) do(method, path string, body any) (*http.Response, []byte) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return resp, text
+	return answer{resp.Status, resp.StatusCode, resp.Header, resp.Cookies()}, text
 }
 
 // want demands a status, and decodes the answer.
@@ -476,10 +487,17 @@ func TestSessions(t *testing.T) {
 		c.HTTP.SessionIdle, c.HTTP.SessionLife = config.Duration(time.Hour), config.Duration(3*time.Hour)
 	})
 	var offset time.Duration
-	var clock = func() time.Time { return now.Add(offset + time.Since(now)) }
-	mu := make(chan struct{}, 1)
-	m.Clock = func() time.Time { mu <- struct{}{}; defer func() { <-mu }(); return clock() }
-	forward := func(d time.Duration) { mu <- struct{}{}; offset += d; <-mu }
+	var mu sync.Mutex
+	m.Clock = func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return now.Add(offset + time.Since(now))
+	}
+	forward := func(d time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		offset += d
+	}
 	m.Run()
 	a := admin(t, m)
 	ann := a.user("ann", grantOf("viewer", ""))

@@ -29,7 +29,7 @@ func (s *session) signIn(ctx context.Context, login string, password secret, lif
 	for _, c := range begun.HTTPResponse.Cookies() {
 		cookie = c.Name + "=" + c.Value
 	}
-	asSession := func(_ context.Context, r *http.Request) error {
+	asSession := func(_ context.Context, r *http.Request) error { //nolint:unparam // the client's own type
 		r.Header.Del("Authorization")
 		r.Header.Set("Cookie", cookie)
 		return nil
