@@ -307,6 +307,9 @@ authorization {
 	o.SyncAlways = b.cfg.Sync == 0
 	o.SyncInterval = b.cfg.Sync
 	o.MaxConn = b.cfg.MaxConn
+	// The server remembers its last 10,000 connections that ended, with all that
+	// there is to know of each, and nobody asks.
+	o.MaxClosedClients = 1
 	if o.JetStreamMaxStore, err = diskSize(b.cfg.Dir); err != nil {
 		return nil, fmt.Errorf("size of the disk of %s: %w", b.cfg.Dir, err)
 	}
