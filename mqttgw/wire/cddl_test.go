@@ -107,6 +107,7 @@ func TestCDDLLimits(t *testing.T) {
 		fmt.Sprintf("? 1: [0*%d text],     ; vms", wire.MaxVMs),
 		fmt.Sprintf("tstr .size (0..%d)", wire.MaxText),
 		fmt.Sprintf("hash = bstr .size %d", wire.HashSize),
+		fmt.Sprintf("instance = bstr .size %d", wire.InstanceSize),
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the CDDL does not say %q", want)
@@ -173,6 +174,7 @@ func TestCDDLRefuses(t *testing.T) {
 		"version 0":              {"up", m{1: 0}},
 		"version as text":        {"up", m{1: "1"}},
 		"hello without next":     {"up", m{1: 1, 2: m{1: "1", 2: 1, 3: 1, 5: 1}}},
+		"short instance":         {"up", m{1: 1, 2: m{1: "1", 2: 1, 3: 1, 5: 1, 7: 1, 8: id[:7]}}},
 		"short hash":             {"up", m{1: 1, 2: m{1: "1", 2: 1, 3: 1, 4: id[:15], 5: 1, 7: 1}}},
 		"two parts":              {"up", m{1: 1, 3: 1, 4: []any{m{1: 1, 2: 1, 7: m{1: "vm-1"}, 4: m{1: "ok"}}}}},
 		"broken part":            {"up", m{1: 1, 3: 1, 4: []any{m{1: 1, 2: 1, 7: m{1: 5}}}}},

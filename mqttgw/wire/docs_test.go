@@ -165,6 +165,8 @@ func asyncType(t *testing.T, text, typ, indent string) string {
 		return indent + "type: boolean\n"
 	case "uuid", "hash":
 		return indent + "type: string\n" + indent + "format: bytes\n" + indent + "minLength: 16\n" + indent + "maxLength: 16\n"
+	case "instance":
+		return indent + "type: string\n" + indent + "format: bytes\n" + indent + "minLength: 8\n" + indent + "maxLength: 8\n"
 	case "power", "tools":
 		m := regexp.MustCompile(`(?m)^` + typ + ` = (.*)$`).FindStringSubmatch(text)
 		return asyncType(t, text, m[1], indent)

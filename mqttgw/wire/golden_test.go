@@ -128,6 +128,9 @@ func goldens() []golden {
 			Agent: "1.0.0", Epoch: 6021234567890123, First: 17, Next: 20, Inventory: golHash, Time: golTime, Open: []uuid.UUID{golOpen},
 		}}},
 		{name: "up-hello-without-clock", up: &wire.Up{Version: 1, Hello: &wire.Hello{Agent: "1.0.0", Epoch: 1, First: 1, Next: 1}}},
+		{name: "up-hello-instance", up: &wire.Up{Version: 1, Hello: &wire.Hello{
+			Agent: "1.1.0", Epoch: 6021234567890123, First: 17, Next: 17, Inventory: golHash, Time: golTime, Instance: []byte{0x1f, 0x0e, 0x2d, 0x3c, 0x4b, 0x5a, 0x69, 0x78},
+		}}},
 		{name: "up-bye", up: &wire.Up{Version: 1, Bye: &wire.Bye{Reason: "shutting down"}}},
 		{name: "up-host", up: up(wire.Report{Host: ptr(golHost())})},
 		{name: "up-host-bare", up: up(wire.Report{Host: &wire.Host{Name: "esx"}})},
@@ -164,6 +167,7 @@ func goldens() []golden {
 		{name: "down-resync", down: &wire.Down{Version: 1, Resync: true}},
 		{name: "down-error", down: &wire.Down{Version: 1, Error: &wire.Error{Code: wire.ErrorInvalid, Message: "vm id \"a b\": want 1 to 64 letters, digits, '.', '_' or '-'", Seq: 17}}},
 		{name: "down-greet", down: &wire.Down{Version: 1, Greet: true}},
+		{name: "down-retired", down: &wire.Down{Version: 1, Retired: true}},
 	}
 }
 

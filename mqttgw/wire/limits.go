@@ -23,6 +23,8 @@ func (u Up) validate() error {
 			return fmt.Errorf("hello with next %d before first %d: %w", h.Next, h.First, ErrMalformed)
 		case len(h.Inventory) != 0 && len(h.Inventory) != HashSize:
 			return fmt.Errorf("inventory hash of %d bytes, want %d: %w", len(h.Inventory), HashSize, ErrMalformed)
+		case len(h.Instance) != 0 && len(h.Instance) != InstanceSize:
+			return fmt.Errorf("instance of %d bytes, want %d: %w", len(h.Instance), InstanceSize, ErrMalformed)
 		case len(h.Agent) > MaxText || len(h.Open) > MaxItems:
 			return fmt.Errorf("hello: %w", ErrTooLarge)
 		case !tidy(&h.Time):

@@ -49,6 +49,9 @@ type Down struct {
 	Error  *Error `cbor:"8,keyasint,omitempty" json:"error"`
 	// Greet asks the device for a Hello: the manager does not know the session.
 	Greet bool `cbor:"9,keyasint,omitempty" json:"greet"`
+	// Retired says that the device was retired: its certificate is worth nothing
+	// any more, and it is to erase what makes it this device.
+	Retired bool `cbor:"13,keyasint,omitempty" json:"retired"`
 }
 
 // Hello opens a session. A device sends it after each subscription, and again
@@ -69,7 +72,14 @@ type Hello struct {
 	Time time.Time `cbor:"5,keyasint" json:"time"`
 	// Open is the tasks in the device's journal that have not ended there.
 	Open []uuid.UUID `cbor:"6,keyasint,omitempty" json:"open"`
+	// Instance is random, drawn at each start of the device's program, InstanceSize
+	// bytes. When one comes back after another, two programs run as one device.
+	// Empty from older devices.
+	Instance []byte `cbor:"8,keyasint,omitempty" json:"instance"`
 }
+
+// InstanceSize is the length of [Hello].Instance in bytes.
+const InstanceSize = 8
 
 // Bye says that the device is about to close the session on purpose.
 type Bye struct {

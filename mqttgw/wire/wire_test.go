@@ -168,6 +168,9 @@ func genUp() *rapid.Generator[wire.Up] {
 			if rapid.Bool().Draw(t, "inventory") {
 				u.Hello.Inventory = genHash().Draw(t, "hash")
 			}
+			if rapid.Bool().Draw(t, "known instance") {
+				u.Hello.Instance = rapid.SliceOfN(rapid.Byte(), wire.InstanceSize, wire.InstanceSize).Draw(t, "instance")
+			}
 		}
 		u.Reports = genList(genReport()).Draw(t, "reports")
 		first := rapid.Uint64Range(1, 1<<53-10).Draw(t, "first")
@@ -200,7 +203,7 @@ func genDown() *rapid.Generator[wire.Down] {
 			Resend: genPtr(rapid.Custom(func(t *rapid.T) wire.Resend {
 				return wire.Resend{Epoch: number.Draw(t, "epoch"), Seq: number.Draw(t, "seq")}
 			})).Draw(t, "resend"),
-			Resync: rapid.Bool().Draw(t, "resync"), Greet: rapid.Bool().Draw(t, "greet"),
+			Resync: rapid.Bool().Draw(t, "resync"), Greet: rapid.Bool().Draw(t, "greet"), Retired: rapid.Bool().Draw(t, "retired"),
 			Error: genPtr(rapid.Custom(func(t *rapid.T) wire.Error {
 				return wire.Error{Code: genText().Draw(t, "code"), Message: genText().Draw(t, "message"), Seq: number.Draw(t, "seq")}
 			})).Draw(t, "error"),
