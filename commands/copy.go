@@ -12,6 +12,8 @@ func (d *Device) copy() Device {
 	c.Labels = maps.Clone(d.Labels)
 	c.Certificates = slices.Clone(d.Certificates)
 	c.Site = copySite(d.Site)
+	c.Quarantine = d.Quarantine.copy()
+	c.FormerKeys = slices.Clone(d.FormerKeys)
 	return c
 }
 

@@ -9,8 +9,9 @@ import (
 
 // States are the folded aggregates that a command is decided on. Only those
 // that the command concerns need be set: its own, and for RequestTask the
-// device and its inventory, for the reports and for UseJoinToken the device, for
-// commands about a user who may do what.
+// device and its inventory, for the reports, for UseJoinToken, and for
+// IssueJoinToken with a device, the device, for commands about a user who may do
+// what.
 type States struct {
 	Device    Device
 	Inventory Inventory
@@ -47,6 +48,16 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 		return plain(s.Device.retire(c))
 	case UpdateDevice:
 		return plain(s.Device.update(c))
+	case RejectDevice:
+		return plain(s.Device.reject(c))
+	case QuarantineDevice:
+		return plain(s.Device.quarantine(c))
+	case ReleaseDevice:
+		return plain(s.Device.release(c))
+	case ClaimKey:
+		return plain(s.Device.claim(c))
+	case RekeyDevice:
+		return plain(s.Device.rekey(c))
 	case ConnectDevice:
 		return plain(s.Device.connect(c))
 	case LoseDevice:
@@ -64,7 +75,7 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 	case ReportTasks:
 		return s.Tasks.report(c, s.Device)
 	case IssueJoinToken:
-		return plain(s.Token.issue(c, now))
+		return plain(s.Token.issue(c, s.Device, now))
 	case UseJoinToken:
 		return plain(s.Token.use(c, s.Device, now))
 	case RevokeJoinToken:

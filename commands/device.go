@@ -12,12 +12,15 @@ import (
 // Trust says what a device is allowed.
 type Trust string
 
-// The levels of trust. A device goes from pending to approved to retired, or
-// from pending to retired, and never back.
+// The levels of trust. A device begins as pending. A person approves or rejects
+// it; a quarantine interrupts any of these until it is released; nothing leads
+// out of retired.
 const (
-	TrustPending  Trust = "pending"  // registered; waits for approval, may hold a session
-	TrustApproved Trust = "approved" // may be managed
-	TrustRetired  Trust = "retired"  // gets nothing any more
+	TrustPending     Trust = "pending"     // registered; waits for approval, may hold a session and say hello
+	TrustApproved    Trust = "approved"    // may be managed
+	TrustRejected    Trust = "rejected"    // not wanted: gets nothing, unless it is approved after all
+	TrustQuarantined Trust = "quarantined" // gets nothing until it is released
+	TrustRetired     Trust = "retired"     // gets nothing any more
 )
 
 // Device is the folded state of a device's aggregate. Revision 0 means that
@@ -38,6 +41,15 @@ type Device struct {
 	Protocol     int    `json:"protocol,omitempty"`
 	// KeyHash is the hex SHA-256 of the device's public key.
 	KeyHash string `json:"keyHash"`
+	// Quarantine is what there is to know of the quarantine that the device is
+	// in; nil otherwise.
+	Quarantine *Quarantine `json:"quarantine,omitempty"`
+	// Rekeyed is the position of the newest DeviceRekeyed, 0 for none. Join tokens
+	// for the device that were issued before it rekey no more.
+	Rekeyed uint64 `json:"rekeyed,omitempty"`
+	// FormerKeys are those that a join token for the device replaced, and that
+	// have not shown up since; the newest 4, oldest first.
+	FormerKeys []string `json:"formerKeys,omitempty"`
 	// Certificates are those that have not expired, at most the newest 8,
 	// oldest first.
 	Certificates []events.CertificateIssued `json:"certificates,omitempty"`
@@ -59,6 +71,10 @@ type RegisterDevice struct {
 	// AutoApprove and Labels are the join token's.
 	AutoApprove bool
 	Labels      map[string]string
+	// Rekey is the position at which a join token for this very device was
+	// issued: the key becomes the device's, whatever that was, unless the device
+	// got another key after that. 0 for any other token.
+	Rekey uint64
 	// KeyHash is the hex SHA-256 of the device's public key (SPKI, DER).
 	KeyHash      string
 	AgentVersion string
@@ -158,8 +174,12 @@ func (d Device) register(c RegisterDevice, now time.Time) ([]events.Event, error
 		return append(out, cert), nil
 	case d.Trust == TrustRetired:
 		return nil, denied(CodeRetired, "device %s was retired: give the device a new identity before it joins again", c.Device)
+	case c.Rekey > d.Rekeyed:
+		return d.rekeyByToken(c, cert)
 	case d.KeyHash != c.KeyHash:
-		return nil, conflict(CodeClone, "device %s is registered with another key: if this device is a copy, give it a new identity; if its key was lost, retire the old one first", c.Device)
+		return nil, conflict(CodeClone, "device %s is registered with another key: if this device is a copy, give it a new identity; otherwise an operator has to accept its new key", c.Device)
+	case d.Trust == TrustRejected || d.Trust == TrustQuarantined:
+		return nil, d.keptOut("it gets no certificate")
 	case slices.ContainsFunc(d.Certificates, func(k events.CertificateIssued) bool { return k.Serial == cert.Serial }):
 		return nil, nil
 	}
@@ -175,7 +195,9 @@ func (d Device) approve(c ApproveDevice) ([]events.Event, error) {
 		return nil, nil
 	case TrustRetired:
 		return nil, d.isRetired()
-	case TrustPending:
+	case TrustQuarantined:
+		return nil, d.isQuarantined()
+	case TrustPending, TrustRejected:
 	}
 	return []events.Event{events.DeviceApproved{Policy: "manual"}}, nil
 }
@@ -201,8 +223,8 @@ func (d Device) connect(c ConnectDevice) ([]events.Event, error) {
 	switch {
 	case c.Protocol < 1:
 		return nil, invalid("protocol", "%d: want at least 1", c.Protocol)
-	case d.Trust == TrustRetired:
-		return nil, denied(CodeRetired, "device %s was retired", d.ID)
+	case d.Trust != TrustApproved && d.Trust != TrustPending:
+		return nil, d.keptOut("it may not connect")
 	case d.Connected && d.AgentVersion == c.AgentVersion && d.Protocol == c.Protocol:
 		return nil, nil
 	}
@@ -249,8 +271,8 @@ func (d Device) mayReport(id events.DeviceID) *Error {
 	switch d.Trust {
 	case TrustPending:
 		return denied(CodePending, "device %s waits for approval: its reports are not taken", d.ID)
-	case TrustRetired:
-		return denied(CodeRetired, "device %s was retired: its reports are not taken", d.ID)
+	case TrustRejected, TrustQuarantined, TrustRetired:
+		return d.keptOut("its reports are not taken")
 	case TrustApproved:
 	}
 	return nil
@@ -283,8 +305,9 @@ func (d *Device) fold(r events.Record) {
 		case events.DeviceDescribed:
 			d.Notes, d.Site = e.Notes, copySite(e.Site)
 		case events.DeviceRetired:
-			d.Trust = TrustRetired
+			d.Trust, d.Quarantine, d.FormerKeys = TrustRetired, nil, nil
 		default:
+			d.foldTrust(en.Event, r.Position)
 		}
 	}
 	d.dropCertificates(r.Time)

@@ -314,6 +314,10 @@ func (a *attempt) states(ctx context.Context, own *entry) (s States, confirmed b
 		add(events.AccessSubject(), 0)
 	case DenyAccess:
 		add(events.AccessSubject(), trustFor)
+	case IssueJoinToken:
+		if c.Device != "" {
+			add(events.DeviceSubject(c.Device), 0)
+		}
 	default:
 		if k := c.Subject().Kind(); (k == events.KindTasks || k == events.KindInventory) && !a.scope.Everything() {
 			add(events.DeviceSubject(c.Subject().Device()), 0) // its labels are judged

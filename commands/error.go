@@ -23,6 +23,10 @@ const (
 	CodeClone       = "clone"        // the device id is registered with another key
 	CodePending     = "pending"      // the device waits for approval
 	CodeRetired     = "retired"      // the device was retired
+	CodeApproved    = "approved"     // the device is approved already
+	CodeRejected    = "rejected"     // the device was rejected
+	CodeQuarantined = "quarantined"  // the device is in quarantine
+	CodeNoClaim     = "no_claim"     // nobody claims the device's id with that key
 	CodeReadOnly    = "read_only"    // the host permits no changes
 	CodePowerState  = "power_state"  // the virtual machine's power state forbids it
 	CodeTools       = "tools"        // needs running guest tools
@@ -39,6 +43,7 @@ const (
 	CodeUserLimit   = "user_limit"   // there are too many users
 	CodeGrantLimit  = "grant_limit"  // the user has too many grants
 	CodeTokenLimit  = "token_limit"  // the user has too many API tokens
+	CodeTokenDevice = "token_device" // the join token is for another device
 )
 
 // Error is a refusal. Nothing was written.

@@ -186,6 +186,10 @@ func (t Tasks) request(c RequestTask, dev Device, inv Inventory, now time.Time) 
 	switch dev.Trust {
 	case TrustPending:
 		return nil, conflict(CodePending, "device %s waits for approval: approve it first", dev.ID)
+	case TrustRejected:
+		return nil, conflict(CodeRejected, "device %s was rejected: approve it first", dev.ID)
+	case TrustQuarantined:
+		return nil, dev.isQuarantined()
 	case TrustRetired:
 		return nil, conflict(CodeRetired, "device %s was retired: it takes no tasks any more", dev.ID)
 	case TrustApproved:

@@ -29,8 +29,12 @@ type JoinToken struct {
 	AutoApprove bool              `json:"autoApprove"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	NamePattern string            `json:"namePattern,omitempty"`
-	Revoked     bool              `json:"revoked"`
-	Revision    uint64            `json:"revision"`
+	// Device is the one that it is for, "" for a token that makes new devices.
+	Device events.DeviceID `json:"device,omitempty"`
+	// Issued is the position at which it was issued.
+	Issued   uint64 `json:"issued,omitempty"`
+	Revoked  bool   `json:"revoked"`
+	Revision uint64 `json:"revision"`
 }
 
 // IssueJoinToken lets devices register. A token id that is taken by a token
@@ -46,6 +50,11 @@ type IssueJoinToken struct {
 	Labels      map[string]string
 	// NamePattern makes the names of its devices; see [JoinToken.DeviceName].
 	NamePattern string
+	// Device makes it a token for one device that is known already: whatever key
+	// the device comes with next becomes its key, and its name, labels and trust
+	// stay. It has one use, and neither labels, name pattern nor
+	// approval of its own.
+	Device events.DeviceID
 }
 
 // recentUses is how many devices may be between their use of a token and their
@@ -89,9 +98,9 @@ func (UseJoinToken) sealed()    {}
 func (RevokeJoinToken) sealed() {}
 func (RefuseJoins) sealed()     {}
 
-func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error) {
+func (t JoinToken) issue(c IssueJoinToken, d Device, now time.Time) ([]events.Event, error) {
 	if t.ID != "" { // asked before: the answer is the token as it is
-		if t.Name != c.Name || t.MaxUses != c.MaxUses || t.AutoApprove != c.AutoApprove || t.NamePattern != c.NamePattern {
+		if t.Name != c.Name || t.MaxUses != c.MaxUses || t.AutoApprove != c.AutoApprove || t.NamePattern != c.NamePattern || t.Device != c.Device {
 			return nil, invalid("Idempotency-Key", "was used for another join token: use a new key")
 		}
 		return nil, nil
@@ -107,13 +116,41 @@ func (t JoinToken) issue(c IssueJoinToken, now time.Time) ([]events.Event, error
 	if c.MaxUses < 1 || c.MaxUses > MaxUses {
 		return nil, invalid("maxUses", "%d: want 1 to %d", c.MaxUses, MaxUses)
 	}
-	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels(c.Labels), checkPattern(c.NamePattern, c.MaxUses)); err != nil {
+	if err := first(checkWithin("expires", c.Expires, now, MaxExpiry), checkLabels(c.Labels), checkPattern(c.NamePattern, c.MaxUses), c.checkBound(d)); err != nil {
 		return nil, err
+	}
+	if c.Device != "" { // they say who may see the token
+		c.Labels = d.Labels
 	}
 	return []events.Event{events.JoinTokenIssued{
 		Token: c.Token, Name: c.Name, MaxUses: c.MaxUses, Expires: instant(c.Expires),
-		AutoApprove: c.AutoApprove, Labels: copyLabels(c.Labels), NamePattern: c.NamePattern,
+		AutoApprove: c.AutoApprove, Labels: copyLabels(c.Labels), NamePattern: c.NamePattern, Device: c.Device,
 	}}, nil
+}
+
+// checkBound checks what a token for one device may say.
+func (c IssueJoinToken) checkBound(d Device) *Error {
+	if c.Device == "" {
+		return nil
+	}
+	if err := checkDevice(c.Device); err != nil {
+		return err
+	}
+	switch {
+	case d.Revision == 0:
+		return notFound("device %s is not known", c.Device)
+	case d.Trust == TrustRetired:
+		return d.isRetired()
+	case c.MaxUses != 1:
+		return invalid("maxUses", "%d: a token for one device has one use", c.MaxUses)
+	case len(c.Labels) > 0:
+		return invalid("labels", "a token for one device has none: the device keeps its own")
+	case c.NamePattern != "":
+		return invalid("namePattern", "a token for one device has none: the device keeps its own name")
+	case c.AutoApprove:
+		return invalid("approve", "a token for one device approves nothing: the device is trusted as before")
+	}
+	return nil
 }
 
 func (t JoinToken) use(c UseJoinToken, d Device, now time.Time) ([]events.Event, error) {
@@ -125,6 +162,8 @@ func (t JoinToken) use(c UseJoinToken, d Device, now time.Time) ([]events.Event,
 		return nil, notFound("join token %s is not known", clip(string(c.Token)))
 	case t.Revoked:
 		return nil, denied(CodeTokenClosed, "join token %s was revoked: ask for a new one", t.ID)
+	case t.Device != "" && t.Device != c.Device:
+		return nil, denied(CodeTokenDevice, "join token %s is for another device", t.ID)
 	case !now.Before(t.Expires):
 		return nil, denied(CodeTokenEnded, "join token %s expired at %s: ask for a new one", t.ID, t.Expires.Format(time.RFC3339))
 	case d.Revision != 0 && d.JoinToken == t.ID, slices.Contains(t.Recent, c.Device):
@@ -235,6 +274,7 @@ func (t *JoinToken) fold(r events.Record) {
 		case events.JoinTokenIssued:
 			t.ID, t.Name, t.MaxUses, t.Expires = e.Token, e.Name, e.MaxUses, e.Expires
 			t.AutoApprove, t.Labels, t.NamePattern = e.AutoApprove, copyLabels(e.Labels), e.NamePattern
+			t.Device, t.Issued = e.Device, r.Position
 		case events.JoinTokenUsed:
 			t.Uses++
 			if t.Recent = append(t.Recent, e.Device); len(t.Recent) > recentUses {

@@ -56,6 +56,14 @@ func examples() []events.Event {
 			Site:  &events.Site{Name: "Frankfurt, Zeil 106", Latitude: ptr(50.1147), Longitude: ptr(8.6821)},
 		},
 		events.DeviceRetired{Reason: "shop closed"},
+		events.DeviceRejected{Reason: "nobody ordered it"},
+		events.DeviceQuarantined{
+			Cause: events.QuarantineClone, Reason: "another key asked for a certificate", KeyHash: exampleHash, Serial: "5d2c9e4f1a7b3086",
+			Other: exampleDevice, Instances: []string{"1f0e2d3c4b5a6978", "8796a5b4c3d2e1f0"},
+		},
+		events.DeviceReleased{Reason: "found again"},
+		events.DeviceKeyClaimed{KeyHash: exampleHash, JoinToken: exampleToken, Name: "esx-fra-017", AgentVersion: "1.0.0"},
+		events.DeviceRekeyed{KeyHash: exampleHash, Policy: "token", JoinToken: exampleToken},
 		events.HostObserved{Host: events.Host{
 			Name: "esx-fra-017.shop.example", Vendor: "Dell Inc.", Model: "PowerEdge XR4510c", Serial: "7XK2M93",
 			UUID: "4c4c4544-0058-4b10-8032-b7c04f4d3933", Product: "VMware ESXi", Version: "8.0.2", Build: "22380479",
@@ -95,7 +103,7 @@ func examples() []events.Event {
 		events.TaskReportedLate{Task: exampleTask, Status: events.TaskStatusFailed, Code: "interrupted", Message: "the agent was restarted"},
 		events.JoinTokenIssued{
 			Token: exampleToken, Name: "frankfurt roll-out", MaxUses: 25, Expires: at("2031-06-05T07:08:09Z"),
-			AutoApprove: true, Labels: map[string]string{"site": "fra"}, NamePattern: "till-{n}",
+			AutoApprove: true, Labels: map[string]string{"site": "fra"}, NamePattern: "till-{n}", Device: exampleDevice,
 		},
 		events.JoinTokenUsed{Device: exampleDevice},
 		events.JoinTokenRevoked{},

@@ -5,7 +5,7 @@ import "time"
 // JoinTokenIssued says that devices may register with a new token. The secret
 // part of the token is not here, nor is its hash.
 //
-// Version 1 had no name pattern.
+// Version 1 had no name pattern, version 2 no device.
 type JoinTokenIssued struct {
 	Token TokenID `json:"token"`
 	Name  string  `json:"name,omitempty"`
@@ -13,12 +13,17 @@ type JoinTokenIssued struct {
 	MaxUses int       `json:"maxUses"`
 	Expires time.Time `json:"expires"`
 	// AutoApprove approves a device at once when it registers.
-	AutoApprove bool              `json:"autoApprove"`
-	Labels      map[string]string `json:"labels,omitempty"`
+	AutoApprove bool `json:"autoApprove"`
+	// Labels are those that its devices get; for a token with a device, those that
+	// the device had.
+	Labels map[string]string `json:"labels,omitempty"`
 	// NamePattern makes the names of its devices: {host} stands for what the
 	// device calls itself, {id8} for the first 8 digits of its id, {n} for which
 	// use of the token it took. Absent, a device has the name of its host.
 	NamePattern string `json:"namePattern,omitempty"`
+	// Device is the one device that it is for, which is known already and may
+	// come back with another key; "" for a token that makes new devices.
+	Device DeviceID `json:"device,omitempty"`
 }
 
 // JoinTokenUsed says that one device took one use of the token.

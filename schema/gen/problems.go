@@ -29,6 +29,10 @@ var codes = []struct{ code, meaning string }{
 	{commands.CodeClone, "The device id is registered with another key."},
 	{commands.CodePending, "The device waits for approval."},
 	{commands.CodeRetired, "The device was retired."},
+	{commands.CodeApproved, "The device is approved already: quarantine or retire it."},
+	{commands.CodeRejected, "The device was rejected."},
+	{commands.CodeQuarantined, "The device is in quarantine."},
+	{commands.CodeNoClaim, "Nobody claims the device's id with that key."},
 	{commands.CodeReadOnly, "The host permits no changes, by its licence."},
 	{commands.CodePowerState, "The virtual machine's power state forbids it."},
 	{commands.CodeTools, "The guest tools do not run."},
@@ -41,6 +45,7 @@ var codes = []struct{ code, meaning string }{
 	{commands.CodeTokenEnded, "The join token has expired."},
 	{commands.CodeTokenClosed, "The join token was revoked."},
 	{commands.CodeOutOfScope, "With these labels the device, or those of the join token, would be outside the scope of the caller's grants."},
+	{commands.CodeTokenDevice, "The join token is for another device."},
 }
 
 // problemReference returns the reference of the HTTP API's errors.

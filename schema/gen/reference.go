@@ -33,6 +33,7 @@ and no personal data beyond a user id.
 // events.
 var sections = []struct{ file, title, subject string }{
 	{"device.go", "Device", "ev.device.<device id>"},
+	{"trust.go", "Trust in a device", "ev.device.<device id>"},
 	{"inventory.go", "Inventory", "ev.inventory.<device id>"},
 	{"task.go", "Tasks", "ev.tasks.<device id>"},
 	{"token.go", "Join tokens", "ev.token.<token id>"},
