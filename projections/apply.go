@@ -126,6 +126,16 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		want, err = events.KindDevice, w.deviceDescribed(at, device, e)
 	case events.DeviceRetired:
 		want, err = events.KindDevice, w.deviceRetired(at, device, e)
+	case events.DeviceRejected:
+		want, err = events.KindDevice, w.deviceRejected(at, device, e)
+	case events.DeviceQuarantined:
+		want, err = events.KindDevice, w.deviceQuarantined(at, device, e)
+	case events.DeviceReleased:
+		want, err = events.KindDevice, w.deviceReleased(at, device, e)
+	case events.DeviceKeyClaimed:
+		want, err = events.KindDevice, w.deviceKeyClaimed(at, device, e)
+	case events.DeviceRekeyed:
+		want, err = events.KindDevice, w.deviceRekeyed(at, device, e)
 
 	case events.HostObserved:
 		want, err = events.KindInventory, w.hostObserved(at, device, e)

@@ -186,9 +186,9 @@ func check(t testing.TB, err error) {
 // sums from the message.
 func TestSchemaVersion(t *testing.T) {
 	const (
-		version  = 4
-		tables   = "7370afdb865b0cac"
-		contents = "118d3ec761d097d4"
+		version  = 41
+		tables   = "ec63c3020416ef66"
+		contents = "a47f1f02e9f740af"
 	)
 	sum := func(s string) string {
 		h := sha256.Sum256([]byte(s))
@@ -221,6 +221,11 @@ func everyEvent(t testing.TB) *eventLog {
 	l.device(deviceA, events.DeviceLabelled{Labels: map[string]string{"y": "2"}}, events.DeviceRenamed{Name: "Ö"})
 	l.device(deviceA, events.DeviceDescribed{Notes: "n", Site: &events.Site{Name: "s", Latitude: new(50.25), Longitude: new(-8.0)}})
 	l.device(deviceB, events.DeviceLost{Reason: "x", Since: at(1)})
+	l.device(deviceB, events.DeviceRejected{Reason: "x"})
+	l.device(deviceB, events.DeviceQuarantined{Cause: events.QuarantineClone, Reason: "x", KeyHash: "k2"}, events.DeviceKeyClaimed{KeyHash: "k2", JoinToken: token2, Name: "c", AgentVersion: "2"})
+	l.register(deviceC, "c")
+	l.device(deviceC, events.DeviceQuarantined{Cause: events.QuarantineOperator, Reason: "x"}, events.DeviceKeyClaimed{KeyHash: "k2", JoinToken: token2, Name: "c", AgentVersion: "2"})
+	l.device(deviceB, events.DeviceRekeyed{KeyHash: "k2", Policy: "manual", JoinToken: token2}, events.DeviceReleased{Reason: "z"})
 	l.device(deviceB, events.DeviceRetired{Reason: "y"}, unknown())
 	l.inventory(
 		deviceA, events.HostObserved{Host: fullHost()}, events.HostConditionChanged{Condition: events.ConditionDenied, Message: "m"},

@@ -17,9 +17,11 @@ type Trust string
 
 // The states of trust.
 const (
-	TrustPending  Trust = "pending"
-	TrustApproved Trust = "approved"
-	TrustRetired  Trust = "retired"
+	TrustPending     Trust = "pending"
+	TrustApproved    Trust = "approved"
+	TrustRejected    Trust = "rejected"
+	TrustQuarantined Trust = "quarantined"
+	TrustRetired     Trust = "retired"
 )
 
 // Connection says whether a device has a session.
@@ -68,6 +70,7 @@ type Device struct {
 	RetiredAt     time.Time // zero unless retired
 	RetiredBy     events.Actor
 	RetiredReason string
+	Standing
 
 	// Condition is how well the agent can manage the host: "" before the
 	// first word of it. Until the agent reports one it follows from the
@@ -123,14 +126,14 @@ func (w *writer) deviceRegistered(at now, id events.DeviceID, e events.DeviceReg
 	}
 	if err := w.exec(`
 		INSERT INTO devices (id, name, name_key, trust, revision, changed_position, changed_at,
-			agent_version, labels, key_hash, join_token, registered_at)
-		VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)
+			agent_version, labels, key_hash, join_token, registered_at, trust_since, trust_by)
+		VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET name = excluded.name, name_key = excluded.name_key,
 			agent_version = excluded.agent_version, labels = excluded.labels,
 			key_hash = excluded.key_hash, join_token = excluded.join_token, revision = excluded.revision,
 			changed_position = excluded.changed_position, changed_at = excluded.changed_at`,
 		string(id), e.Name, fold(e.Name), at.position, at.position, at.at,
-		e.AgentVersion, labels, e.KeyHash, string(e.JoinToken), at.at); err != nil {
+		e.AgentVersion, labels, e.KeyHash, string(e.JoinToken), at.at, at.at, at.actor); err != nil {
 		return err
 	}
 	return w.replaceLabels(id, e.Labels)
@@ -143,7 +146,7 @@ func (w *writer) updateDevice(at now, id events.DeviceID, columns string, args .
 }
 
 func (w *writer) deviceApproved(at now, id events.DeviceID, e events.DeviceApproved) error {
-	return w.updateDevice(at, id, "trust = 'approved', approved_at = ?, approved_by = ?, approval = ?, ",
+	return w.updateTrust(at, id, "'approved'", "", "approved_at = ?, approved_by = ?, approval = ?, ",
 		at.at, at.actor, e.Policy)
 }
 
@@ -211,7 +214,7 @@ func (w *writer) deviceDescribed(at now, id events.DeviceID, e events.DeviceDesc
 // deviceRetired also forgets the device's virtual machines: nobody reports
 // them any more, and a list must not show them for ever.
 func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetired) error {
-	if err := w.updateDevice(at, id, "trust = 'retired', retired_at = ?, retired_by = ?, retired_reason = ?, ",
+	if err := w.updateTrust(at, id, "'retired'", e.Reason, "retired_at = ?, retired_by = ?, retired_reason = ?, ",
 		at.at, at.actor, e.Reason); err != nil {
 		return err
 	}
@@ -225,6 +228,8 @@ const deviceColumns = `
 	SELECT d.id, d.name, d.name_key, d.labels, d.notes, d.site, d.trust, d.connection, d.connection_since, d.lost_reason,
 		d.address, d.protocol, d.agent_version, d.key_hash, d.cert_serial, d.cert_not_after, d.join_token,
 		d.registered_at, d.approved_at, d.approved_by, d.approval, d.retired_at, d.retired_by, d.retired_reason,
+		d.trust_since, d.trust_by, d.trust_reason, d.trust_cause, d.trust_before,
+		d.claim_key, d.claim_name, d.claim_agent, d.claim_token, d.claim_address, d.claim_at,
 		d.condition, d.condition_message, d.condition_since, d.inventory_hash, d.inventory_synced_at,
 		d.revision, d.changed_position, d.changed_at,
 		d.host_at, d.host_name, d.vendor, d.model, d.serial, d.uuid, d.product, d.version, d.build,
@@ -243,9 +248,12 @@ type deviceRow struct {
 func scanDevice(rows *sql.Rows) (deviceRow, error) {
 	var d deviceRow
 	var h events.Host
+	var claim Claim
 	err := rows.Scan(&d.ID, &d.Name, &d.nameKey, listed{&d.Labels}, &d.Notes, listed{&d.Site}, &d.Trust, &d.Connection, instant{&d.ConnectionSince}, &d.LostReason,
 		&d.Address, &d.Protocol, &d.AgentVersion, &d.KeyHash, &d.CertSerial, instant{&d.CertNotAfter}, &d.JoinToken,
 		instant{&d.RegisteredAt}, instant{&d.ApprovedAt}, &d.ApprovedBy, &d.Approval, instant{&d.RetiredAt}, &d.RetiredBy, &d.RetiredReason,
+		instant{&d.TrustSince}, &d.TrustBy, &d.TrustReason, &d.TrustCause, &d.TrustBefore,
+		&claim.KeyHash, &claim.Name, &claim.AgentVersion, &claim.JoinToken, &claim.Address, instant{&claim.At},
 		&d.Condition, &d.ConditionMessage, instant{&d.ConditionSince}, &d.InventoryHash, instant{&d.InventorySyncedAt},
 		&d.Revision, &d.ChangedPosition, instant{&d.ChangedAt},
 		instant{&d.HostAt}, &h.Name, &h.Vendor, &h.Model, &h.Serial, &h.UUID, &h.Product, &h.Version, &h.Build,
@@ -255,6 +263,9 @@ func scanDevice(rows *sql.Rows) (deviceRow, error) {
 		&d.VMs, &d.VMsOn)
 	if !d.HostAt.IsZero() {
 		d.Host = &h
+	}
+	if claim.KeyHash != "" {
+		d.Claim = &claim
 	}
 	return d, err
 }

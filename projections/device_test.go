@@ -34,8 +34,14 @@ func TestDeviceEvents(t *testing.T) {
 			ID: deviceA, Name: "Kiosk-1", Labels: map[string]string{"site": "fra", "role": "pos"},
 			Trust: TrustPending, Connection: ConnectionNever, AgentVersion: "0.1.0", KeyHash: "k1",
 			JoinToken: token1, RegisteredAt: at(1), Revision: p, ChangedPosition: p, ChangedAt: at(1),
+			Standing: Standing{TrustSince: at(1), TrustBy: "user:ada"},
 		}
 	}
+	stands := func(d *Device, trust Trust, minute int, reason string) {
+		d.Trust, d.Standing = trust, Standing{TrustSince: at(minute), TrustBy: "user:ada", TrustReason: reason}
+	}
+	stolen := events.DeviceQuarantined{Cause: events.QuarantineOperator, Reason: "stolen"}
+	claimed := events.DeviceKeyClaimed{KeyHash: "k2", JoinToken: token2, Name: "kiosk", AgentVersion: "0.3.0"}
 	// touched is what each further decision on the device changes.
 	touched := func(d *Device, position uint64, minute int) {
 		d.Revision, d.ChangedPosition, d.ChangedAt = position, position, at(minute)
@@ -47,8 +53,29 @@ func TestDeviceEvents(t *testing.T) {
 	}{
 		{"registered", nil, func(*Device) {}},
 		{"approved", []events.Event{events.DeviceApproved{Policy: "manual"}}, func(d *Device) {
-			d.Trust, d.Approval, d.ApprovedBy, d.ApprovedAt = TrustApproved, "manual", "user:ada", at(2)
+			stands(d, TrustApproved, 2, "")
+			d.Approval, d.ApprovedBy, d.ApprovedAt = "manual", "user:ada", at(2)
 		}},
+		{"rejected", []events.Event{events.DeviceRejected{Reason: "no"}}, func(d *Device) { stands(d, TrustRejected, 2, "no") }},
+		{"approved after all", []events.Event{events.DeviceRejected{Reason: "no"}, events.DeviceApproved{Policy: "manual"}}, func(d *Device) {
+			stands(d, TrustApproved, 3, "")
+			d.Approval, d.ApprovedBy, d.ApprovedAt = "manual", "user:ada", at(3)
+		}},
+		{"quarantined", []events.Event{stolen}, func(d *Device) {
+			stands(d, TrustQuarantined, 2, "stolen")
+			d.TrustCause, d.TrustBefore = events.QuarantineOperator, TrustPending
+		}},
+		{"released", []events.Event{stolen, claimed, events.DeviceReleased{Reason: "found"}}, func(d *Device) { stands(d, TrustPending, 4, "found") }},
+		{"released from nothing", []events.Event{events.DeviceReleased{Reason: "found"}}, func(*Device) {}},
+		{"claimed", []events.Event{stolen, claimed}, func(d *Device) {
+			stands(d, TrustQuarantined, 2, "stolen")
+			d.TrustCause, d.TrustBefore = events.QuarantineOperator, TrustPending
+			d.Claim = &Claim{KeyHash: "k2", Name: "kiosk", AgentVersion: "0.3.0", JoinToken: token2, Address: "192.0.2.7", At: at(3)}
+		}},
+		{"rekeyed", []events.Event{
+			events.CertificateIssued{Serial: "0a1b", KeyHash: "k1", NotAfter: at(100)},
+			events.DeviceRekeyed{KeyHash: "k2", Policy: "token", JoinToken: token2},
+		}, func(d *Device) { d.KeyHash, d.JoinToken = "k2", token2 }},
 		{"certificate", []events.Event{events.CertificateIssued{Serial: "0a1b", KeyHash: "k2", NotBefore: at(0), NotAfter: at(100)}}, func(d *Device) {
 			d.KeyHash, d.CertSerial, d.CertNotAfter = "k2", "0a1b", at(100)
 		}},
@@ -80,7 +107,8 @@ func TestDeviceEvents(t *testing.T) {
 		{"description taken away", []events.Event{events.DeviceDescribed{Notes: "a", Site: &events.Site{Name: "b"}}, events.DeviceDescribed{}}, func(*Device) {}},
 		{"renamed", []events.Event{events.DeviceRenamed{Name: "Kasse 1"}}, func(d *Device) { d.Name = "Kasse 1" }},
 		{"retired", []events.Event{events.DeviceRetired{Reason: "scrapped"}}, func(d *Device) {
-			d.Trust, d.RetiredAt, d.RetiredBy, d.RetiredReason = TrustRetired, at(2), "user:ada", "scrapped"
+			stands(d, TrustRetired, 2, "scrapped")
+			d.RetiredAt, d.RetiredBy, d.RetiredReason = at(2), "user:ada", "scrapped"
 		}},
 		{"unknown type", []events.Event{unknown()}, func(*Device) {}},
 	} {

@@ -2,7 +2,7 @@ package projections
 
 // schemaVersion names the tables and what Apply writes to them. Any change of
 // either needs another number; files of another version are built anew.
-const schemaVersion = 4
+const schemaVersion = 41
 
 // applicationID marks the file as ours ("Plls" in ASCII), so that a path that
 // names somebody else's database is refused and not overwritten.
@@ -54,6 +54,17 @@ CREATE TABLE devices (
 	retired_at          INTEGER,
 	retired_by          TEXT NOT NULL DEFAULT '',
 	retired_reason      TEXT NOT NULL DEFAULT '',
+	trust_since         INTEGER,
+	trust_by            TEXT NOT NULL DEFAULT '',
+	trust_reason        TEXT NOT NULL DEFAULT '',
+	trust_cause         TEXT NOT NULL DEFAULT '',  -- of a quarantine
+	trust_before        TEXT NOT NULL DEFAULT '',  -- what a release gives back
+	claim_key           TEXT NOT NULL DEFAULT '',  -- '' for no claim of another key
+	claim_name          TEXT NOT NULL DEFAULT '',
+	claim_agent         TEXT NOT NULL DEFAULT '',
+	claim_token         TEXT NOT NULL DEFAULT '',
+	claim_address       TEXT NOT NULL DEFAULT '',
+	claim_at            INTEGER,
 	inventory_hash      TEXT NOT NULL DEFAULT '',
 	inventory_synced_at INTEGER,
 	host_at             INTEGER,  -- NULL until the host was observed
@@ -220,6 +231,7 @@ CREATE TABLE join_tokens (
 	auto_approve     INTEGER NOT NULL,
 	labels           TEXT NOT NULL,
 	name_pattern     TEXT NOT NULL,
+	device           TEXT NOT NULL DEFAULT '',
 	created_position INTEGER NOT NULL,
 	created_at       INTEGER NOT NULL,
 	created_by       TEXT NOT NULL,

@@ -20,10 +20,12 @@ type JoinToken struct {
 	AutoApprove   bool
 	Labels        map[string]string
 	NamePattern   string
-	CreatedAt     time.Time
-	CreatedBy     events.Actor
-	RevokedAt     time.Time // zero unless revoked
-	RevokedBy     events.Actor
+	// Device is the one that it is for, "" for a token that makes new devices.
+	Device    events.DeviceID
+	CreatedAt time.Time
+	CreatedBy events.Actor
+	RevokedAt time.Time // zero unless revoked
+	RevokedBy events.Actor
 	// Revision is that of the aggregate ev.token.<id>.
 	Revision uint64
 	// CreatedPosition orders tokens.
@@ -71,11 +73,11 @@ func (w *writer) joinTokenIssued(at now, id events.TokenID, e events.JoinTokenIs
 		return err
 	}
 	return w.exec(`
-		INSERT INTO join_tokens (id, name, max_uses, expires, auto_approve, labels, name_pattern,
+		INSERT INTO join_tokens (id, name, max_uses, expires, auto_approve, labels, name_pattern, device,
 			created_position, created_at, created_by, revision)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET revision = excluded.revision`,
-		string(id), e.Name, e.MaxUses, micros(e.Expires), e.AutoApprove, labels, e.NamePattern,
+		string(id), e.Name, e.MaxUses, micros(e.Expires), e.AutoApprove, labels, e.NamePattern, string(e.Device),
 		at.position, at.at, at.actor, at.position)
 }
 
@@ -97,12 +99,12 @@ func (w *writer) joinTokenRevoked(at now, id events.TokenID) error {
 }
 
 const joinTokenColumns = `
-	SELECT t.id, t.name, t.max_uses, t.used, t.expires, t.auto_approve, t.labels, t.name_pattern,
+	SELECT t.id, t.name, t.max_uses, t.used, t.expires, t.auto_approve, t.labels, t.name_pattern, t.device,
 		t.created_position, t.created_at, t.created_by, t.revoked_at, t.revoked_by, t.revision`
 
 func scanJoinToken(rows *sql.Rows) (JoinToken, error) {
 	var t JoinToken
-	err := rows.Scan(&t.ID, &t.Name, &t.MaxUses, &t.Used, instant{&t.Expires}, &t.AutoApprove, listed{&t.Labels}, &t.NamePattern,
+	err := rows.Scan(&t.ID, &t.Name, &t.MaxUses, &t.Used, instant{&t.Expires}, &t.AutoApprove, listed{&t.Labels}, &t.NamePattern, &t.Device,
 		&t.CreatedPosition, instant{&t.CreatedAt}, &t.CreatedBy, instant{&t.RevokedAt}, &t.RevokedBy, &t.Revision)
 	return t, err
 }

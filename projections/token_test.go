@@ -74,7 +74,11 @@ func TestJoinTokensPages(t *testing.T) {
 		return events.TokenID(fmt.Sprintf("80000000-0000-7000-8000-%012x", 999-i))
 	}
 	for i := range 9 {
-		l.token(id(i), events.JoinTokenIssued{Token: id(i), MaxUses: 1, Expires: at(500 + i)})
+		issued := events.JoinTokenIssued{Token: id(i), MaxUses: 1, Expires: at(500 + i)}
+		if i == 0 {
+			issued.Device = deviceB
+		}
+		l.token(id(i), issued)
 	}
 	l.token(id(2), events.JoinTokenRevoked{})
 	l.token(id(3), events.JoinTokenUsed{Device: deviceA})
@@ -106,6 +110,9 @@ func TestJoinTokensPages(t *testing.T) {
 				t.Errorf("%s in pages of %d (-want +got):\n%s", name, limit, diff)
 			}
 		}
+	}
+	if got, err := d.JoinToken(t.Context(), everything, id(0)); err != nil || got.Device != deviceB {
+		t.Errorf("token for a device: %+v, %v", got, err)
 	}
 	_, err := d.JoinToken(t.Context(), everything, "none")
 	is(t, err, ErrNotFound)

@@ -14,7 +14,13 @@ type Device struct {
 	Labels           map[string]string `json:"labels" example:"{\"site\":\"fra\",\"role\":\"pos\"}" doc:"Labels, for selectors."`
 	Notes            string            `json:"notes,omitempty" example:"Behind the counter." doc:"What people have written down about it. Not in lists."`
 	Site             *Site             `json:"site,omitempty" doc:"Where it stands, if somebody said."`
-	Trust            string            `json:"trust" enum:"pending,approved,retired" example:"approved" doc:"Whether the device may be managed: pending waits for approval, retired is the end."`
+	Trust            string            `json:"trust" enum:"pending,approved,rejected,quarantined,retired" example:"approved" doc:"Whether the device may be managed: pending waits for approval, rejected and quarantined get nothing until somebody decides otherwise, retired is the end."`
+	TrustSince       time.Time         `json:"trustSince,omitzero" example:"2026-11-20T08:00:00Z" doc:"When the trust last changed."`
+	TrustBy          string            `json:"trustBy,omitempty" example:"user:admin" doc:"Who changed it: a user, the join token of the device, or a part of the manager."`
+	TrustReason      string            `json:"trustReason,omitempty" example:"stolen from the van" doc:"Why it is what it is, if somebody said."`
+	TrustCause       string            `json:"trustCause,omitempty" enum:"operator,clone,client_id,flood" example:"operator" doc:"What led to the quarantine: an operator, another key or a second running agent with the device's id, the client id of another device, or too much traffic again and again. Only while quarantined."`
+	TrustBefore      string            `json:"trustBefore,omitempty" enum:"pending,approved,rejected" example:"approved" doc:"The trust that a release gives back. Only while quarantined."`
+	KeyClaim         *KeyClaim         `json:"keyClaim,omitempty" doc:"Another key that asked for a certificate for this device. Only while quarantined."`
 	Connection       string            `json:"connection" enum:"connected,lost,never" example:"connected" doc:"Whether the device has a session. A loss shows after a short grace time."`
 	ConnectionSince  time.Time         `json:"connectionSince,omitzero" example:"2026-11-23T09:30:00Z" doc:"When the connection last changed; absent when it never connected."`
 	LostReason       string            `json:"lostReason,omitempty" example:"Client Closed" doc:"Why the last session ended, while it is lost."`
@@ -45,6 +51,17 @@ type Site struct {
 	Longitude *float64 `json:"longitude,omitempty" minimum:"-180" maximum:"180" example:"8.6821" doc:"Degrees east (WGS 84); absent when not known."`
 }
 
+// KeyClaim is another key that asked for a certificate for a device's id, with
+// a valid join token.
+type KeyClaim struct {
+	KeyHash      string    `json:"keyHash" example:"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" doc:"SHA-256 of the public key (SPKI, DER) in lower-case hex: for rekey-device."`
+	Name         string    `json:"name" example:"esx-fra-07" doc:"What the claimant calls itself."`
+	AgentVersion string    `json:"agentVersion,omitempty" example:"1.0.0" doc:"Version of its agent."`
+	JoinToken    string    `json:"joinToken" example:"019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e" doc:"Join token that it presented."`
+	Address      string    `json:"address,omitempty" example:"203.0.113.9" doc:"Where it asked from, without a port."`
+	At           time.Time `json:"at" example:"2026-11-23T09:30:00Z" doc:"When it asked first."`
+}
+
 // VMCounts counts a host's virtual machines.
 type VMCounts struct {
 	Total int `json:"total" minimum:"0" example:"4" doc:"All virtual machines."`
@@ -65,7 +82,7 @@ type DeviceIdentity struct {
 	Labels       map[string]string `json:"labels" example:"{\"site\":\"fra\"}" doc:"Labels, complete."`
 	Notes        string            `json:"notes,omitempty" example:"Behind the counter." doc:"What people have written down about it."`
 	Site         *Site             `json:"site,omitempty" doc:"Where it stands, if somebody said."`
-	Trust        string            `json:"trust" enum:"pending,approved,retired" example:"approved" doc:"Whether the device may be managed."`
+	Trust        string            `json:"trust" enum:"pending,approved,rejected,quarantined,retired" example:"approved" doc:"Whether the device may be managed."`
 	Connection   string            `json:"connection" enum:"connected,lost,never" example:"connected" doc:"Whether the device has a session."`
 	AgentVersion string            `json:"agentVersion,omitempty" example:"1.0.0" doc:"Version of the agent."`
 	Revision     uint64            `json:"revision" example:"1842" doc:"Revision after the change."`

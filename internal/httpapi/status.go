@@ -28,11 +28,13 @@ type ProjectionStatus struct {
 
 // DeviceCounts counts devices.
 type DeviceCounts struct {
-	Total     int `json:"total" minimum:"0" example:"120" doc:"All devices, retired ones too."`
-	Pending   int `json:"pending" minimum:"0" example:"2" doc:"Those that wait for approval."`
-	Approved  int `json:"approved" minimum:"0" example:"115" doc:"Those that may be managed."`
-	Retired   int `json:"retired" minimum:"0" example:"3" doc:"Those that were retired."`
-	Connected int `json:"connected" minimum:"0" example:"110" doc:"Those with a session."`
+	Total       int `json:"total" minimum:"0" example:"120" doc:"All devices, retired ones too."`
+	Pending     int `json:"pending" minimum:"0" example:"2" doc:"Those that wait for approval."`
+	Approved    int `json:"approved" minimum:"0" example:"113" doc:"Those that may be managed."`
+	Rejected    int `json:"rejected" minimum:"0" example:"1" doc:"Those that were turned down."`
+	Quarantined int `json:"quarantined" minimum:"0" example:"1" doc:"Those in quarantine."`
+	Retired     int `json:"retired" minimum:"0" example:"3" doc:"Those that were retired."`
+	Connected   int `json:"connected" minimum:"0" example:"110" doc:"Those with a session."`
 }
 
 // TaskCounts counts tasks.

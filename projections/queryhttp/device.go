@@ -43,7 +43,7 @@ type listDevicesInput struct {
 	Labelled
 	Sorted
 	Window
-	Trust      []string `query:"trust" enum:"pending,approved,retired" example:"[\"approved\"]" doc:"Only devices with one of these."`
+	Trust      []string `query:"trust" enum:"pending,approved,rejected,quarantined,retired" example:"[\"approved\"]" doc:"Only devices with one of these."`
 	Connection []string `query:"connection" enum:"connected,lost,never" example:"[\"connected\"]" doc:"Only devices with one of these."`
 	Condition  []string `query:"condition" enum:"ok,readOnly,denied,unreachable,unknown" example:"[\"denied\",\"unreachable\"]" doc:"Only devices with one of these."`
 	Version    string   `query:"version" maxLength:"64" example:"8.0.3" doc:"Only devices whose hypervisor has exactly this version."`
@@ -163,6 +163,13 @@ func device(d projections.Device, details bool) httpapi.Device {
 	}
 	if details {
 		out.Notes = d.Notes
+	}
+	out.TrustSince, out.TrustBy, out.TrustReason = d.TrustSince, string(d.TrustBy), d.TrustReason
+	out.TrustCause, out.TrustBefore = string(d.TrustCause), string(d.TrustBefore)
+	if c := d.Claim; c != nil {
+		out.KeyClaim = &httpapi.KeyClaim{
+			KeyHash: c.KeyHash, Name: c.Name, AgentVersion: c.AgentVersion, JoinToken: string(c.JoinToken), Address: c.Address, At: c.At,
+		}
 	}
 	if d.CertSerial != "" {
 		out.Certificate = &httpapi.Certificate{Serial: d.CertSerial, NotAfter: d.CertNotAfter}

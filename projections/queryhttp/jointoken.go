@@ -72,7 +72,7 @@ func (h *Handlers) getJoinToken(ctx context.Context, in *struct {
 func joinToken(ctx context.Context, t projections.JoinToken) httpapi.JoinToken {
 	return httpapi.JoinToken{
 		ID: string(t.ID), Name: t.Name, MaxUses: t.MaxUses, Uses: t.Used, Approve: httpapi.ApproveOf(t.AutoApprove), Labels: httpapi.LabelsOf(t.Labels), NamePattern: t.NamePattern,
-		Expires: t.Expires, State: httpapi.JoinTokenState(!t.RevokedAt.IsZero(), t.Used, t.MaxUses, t.Expires, httpapi.RequestOf(ctx).Time),
+		Device: string(t.Device), Expires: t.Expires, State: httpapi.JoinTokenState(!t.RevokedAt.IsZero(), t.Used, t.MaxUses, t.Expires, httpapi.RequestOf(ctx).Time),
 		CreatedBy: string(t.CreatedBy), CreatedAt: t.CreatedAt, RevokedBy: string(t.RevokedBy), RevokedAt: t.RevokedAt, Revision: t.Revision,
 	}
 }

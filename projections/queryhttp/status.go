@@ -47,12 +47,15 @@ func (h *Handlers) getStatus(ctx context.Context, in *struct{ Reading }) (*struc
 		Projection: httpapi.ProjectionStatus{Position: c.Position, Lag: last - min(last, c.Position)},
 		Devices: httpapi.DeviceCounts{
 			Pending: c.Trust[projections.TrustPending], Approved: c.Trust[projections.TrustApproved],
+			Rejected: c.Trust[projections.TrustRejected], Quarantined: c.Trust[projections.TrustQuarantined],
 			Retired: c.Trust[projections.TrustRetired], Connected: c.Connection[projections.ConnectionConnected],
 		},
 		VMs:   httpapi.VMCounts{On: c.Power[events.PowerOn]},
 		Tasks: httpapi.TaskCounts{},
 	}
-	body.Devices.Total = body.Devices.Pending + body.Devices.Approved + body.Devices.Retired
+	for _, n := range c.Trust {
+		body.Devices.Total += n
+	}
 	for _, n := range c.Power {
 		body.VMs.Total += n
 	}
