@@ -38,10 +38,10 @@ type SelectFunc func(ctx context.Context, sel labels.Selector, scope labels.Scop
 
 // ChangeDevices says what to do with which devices.
 type ChangeDevices struct {
-	Action   string     `json:"action" enum:"approve,label,retire" example:"label" doc:"What to do with each device, as the operation for one does it."`
+	Action   string     `json:"action" enum:"approve,reject,quarantine,release,label,retire" example:"label" doc:"What to do with each device, as the operation for one does it."`
 	Selector string     `json:"selector,omitempty" maxLength:"4096" example:"site=fra,role in (pos,kiosk)" doc:"Label selector that picks the devices, in the grammar of the lists. Required, unless all says that every device is meant."`
 	All      bool       `json:"all,omitempty" example:"false" doc:"Every device is meant. Not together with selector."`
-	Trust    []string   `json:"trust,omitempty" maxItems:"8" enum:"pending,approved,retired" example:"[\"pending\"]" doc:"Only devices in one of these states."`
+	Trust    []string   `json:"trust,omitempty" maxItems:"8" enum:"pending,approved,rejected,quarantined,retired" example:"[\"pending\"]" doc:"Only devices in one of these states."`
 	Labels   LabelPatch `json:"labels,omitzero" doc:"For label: labels to set (string) or remove (null); others stay."`
 	Reason   string     `json:"reason,omitempty" maxLength:"1024" example:"shops closed" doc:"Why, for the history of each device; not for approve and label."`
 	DryRun   bool       `json:"dryRun,omitempty" example:"true" doc:"Change nothing, and answer what would happen."`
@@ -84,6 +84,15 @@ type bulkAction struct {
 var bulkActions = map[string]bulkAction{
 	"approve": {permission: auth.ManageDevices, command: func(id events.DeviceID, _ ChangeDevices) commands.Command {
 		return commands.ApproveDevice{Device: id}
+	}},
+	"reject": {permission: auth.ManageDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
+		return commands.RejectDevice{Device: id, Reason: c.Reason}
+	}},
+	"quarantine": {permission: auth.ManageDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
+		return commands.QuarantineDevice{Device: id, Cause: events.QuarantineOperator, Reason: c.Reason}
+	}},
+	"release": {permission: auth.ManageDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
+		return commands.ReleaseDevice{Device: id, Reason: c.Reason}
 	}},
 	"retire": {permission: auth.RetireDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
 		return commands.RetireDevice{Device: id, Reason: c.Reason}

@@ -129,15 +129,16 @@ func (h *Handlers) registerDevices(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "approve-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/approve", Tags: []string{"devices"},
 		Extensions: httpapi.Needs(auth.ManageDevices),
-		Summary:    "Approve a device", Description: "Lets a pending device be managed. Approving an approved device changes nothing.",
+		Summary:    "Approve a device", Description: "Lets a pending or rejected device be managed. Approving an approved device changes nothing.",
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
 	}, h.approveDevice)
 	huma.Register(api, huma.Operation{
 		OperationID: "retire-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/retire", Tags: []string{"devices"},
 		Extensions: httpapi.Needs(auth.RetireDevices),
-		Summary:    "Retire a device", Description: "Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.",
+		Summary:    "Retire a device", Description: "Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.",
 		Errors: []int{http.StatusPreconditionFailed},
 	}, h.retireDevice)
+	h.registerTrust(api)
 }
 
 type updateDeviceInput struct {

@@ -100,7 +100,7 @@ func (h *Handlers) device(ctx context.Context, id events.DeviceID) (commands.Dev
 // inBody lists the fields of refusals that stand in a request's body; the
 // others are in the header or the path.
 var inBody = map[string]bool{
-	"name": true, "labels": true, "notes": true, "site": true, "namePattern": true, "reason": true, "maxUses": true, "action": true, "deadline": true, "expires": true, "timeout": true, "ttl": true,
+	"name": true, "labels": true, "approve": true, "keyHash": true, "notes": true, "site": true, "namePattern": true, "reason": true, "maxUses": true, "action": true, "deadline": true, "expires": true, "timeout": true, "ttl": true,
 }
 
 // mapError returns the problem of a refusal or of any other error.

@@ -23,6 +23,7 @@ type CreateJoinToken struct {
 	Approve     string            `json:"approve,omitempty" enum:"auto,manual" default:"manual" example:"manual" doc:"Whether a device that registers with it is approved at once, or waits for a person."`
 	Labels      map[string]string `json:"labels,omitempty" maxProperties:"64" example:"{\"site\":\"fra\"}" doc:"Labels that its devices start with."`
 	NamePattern string            `json:"namePattern,omitempty" maxLength:"128" example:"till-{n}" doc:"Makes the names of its devices: {host} stands for what the device calls itself, {id8} for the first 8 digits of its id, {n} for which use of the token it took, in as many digits as maxUses has. Absent, a device has the name of its host."`
+	Device      string            `json:"device,omitempty" minLength:"36" maxLength:"36" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"A device that is known already and has lost its key: it joins once with the new one, and keeps its name, labels and trust. A quarantine as a clone ends by it. Such a token has one use, and neither labels, name pattern nor approval."`
 }
 
 // CreatedJoinToken is a new join token with its secret.
@@ -67,6 +68,11 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 		Expires: r.Time.Add(time.Duration(in.Body.TTL) * time.Second), AutoApprove: in.Body.Approve == "auto", Labels: in.Body.Labels,
 		NamePattern: in.Body.NamePattern,
 	}
+	bound, err := h.boundDevice(ctx, in.Body.Device)
+	if err != nil {
+		return nil, err
+	}
+	c.Device = bound.ID
 	if in.IdempotencyKey != "" {
 		c.Token = events.TokenID(events.DeriveID("join-token", string(r.Principal.Actor), in.IdempotencyKey))
 		switch t, err := h.cfg.Commands.JoinToken(ctx, c.Token); {
@@ -78,7 +84,7 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 		}
 	}
 	// Try it before the secret exists, so that a refusal leaves nothing behind.
-	if err := decide(ctx, c, commands.States{}); err != nil {
+	if err := decide(ctx, c, commands.States{Device: bound}); err != nil {
 		return nil, mapError(ctx, err)
 	}
 	// The secret comes first: a token in the log always has one. A secret
@@ -107,18 +113,38 @@ func (h *Handlers) createJoinToken(ctx context.Context, in *struct {
 	case !res.Changed:
 		return nil, keyUsed(c.Token)
 	}
+	if c.Device != "" {
+		c.Labels = bound.Labels
+	}
 	return &JoinTokenCreated{
 		Written:  Written{Position: res.Position},
 		Location: httpapi.Prefix + "/join-tokens/" + string(c.Token), CacheControl: "no-store",
 		Body: CreatedJoinToken{
 			JoinToken: httpapi.JoinToken{
 				ID: string(c.Token), Name: c.Name, MaxUses: c.MaxUses, Approve: httpapi.ApproveOf(c.AutoApprove), Labels: httpapi.LabelsOf(c.Labels), NamePattern: c.NamePattern,
-				Expires: c.Expires, State: httpapi.JoinTokenState(false, 0, c.MaxUses, c.Expires, r.Time),
+				Device: string(c.Device), Expires: c.Expires, State: httpapi.JoinTokenState(false, 0, c.MaxUses, c.Expires, r.Time),
 				CreatedBy: string(r.Principal.Actor), CreatedAt: r.Time, Revision: res.Position,
 			},
 			Token: token, Join: join,
 		},
 	}, nil
+}
+
+// boundDevice returns the device that a token is to be for; none for "".
+func (h *Handlers) boundDevice(ctx context.Context, text string) (commands.Device, error) {
+	if text == "" {
+		return commands.Device{}, nil
+	}
+	const field = "body.device"
+	id, err := events.ParseDeviceID(text)
+	if err != nil {
+		return commands.Device{}, httpapi.Invalid(field, err.Error())
+	}
+	d, err := h.device(ctx, id)
+	if commands.KindOf(err) == commands.KindNotFound {
+		return commands.Device{}, httpapi.Invalid(field, "there is no such device: a token without one makes new devices")
+	}
+	return d, mapError(ctx, err)
 }
 
 func keyUsed(id events.TokenID) error {

@@ -59,9 +59,12 @@ func (e APITokenState) Valid() bool {
 
 // Defines values for ChangeDevicesAction.
 const (
-	Approve ChangeDevicesAction = "approve"
-	Label   ChangeDevicesAction = "label"
-	Retire  ChangeDevicesAction = "retire"
+	Approve    ChangeDevicesAction = "approve"
+	Label      ChangeDevicesAction = "label"
+	Quarantine ChangeDevicesAction = "quarantine"
+	Reject     ChangeDevicesAction = "reject"
+	Release    ChangeDevicesAction = "release"
+	Retire     ChangeDevicesAction = "retire"
 )
 
 // Valid indicates whether the value is a known member of the ChangeDevicesAction enum.
@@ -70,6 +73,12 @@ func (e ChangeDevicesAction) Valid() bool {
 	case Approve:
 		return true
 	case Label:
+		return true
+	case Quarantine:
+		return true
+	case Reject:
+		return true
+	case Release:
 		return true
 	case Retire:
 		return true
@@ -80,9 +89,11 @@ func (e ChangeDevicesAction) Valid() bool {
 
 // Defines values for ChangeDevicesTrust.
 const (
-	ChangeDevicesTrustApproved ChangeDevicesTrust = "approved"
-	ChangeDevicesTrustPending  ChangeDevicesTrust = "pending"
-	ChangeDevicesTrustRetired  ChangeDevicesTrust = "retired"
+	ChangeDevicesTrustApproved    ChangeDevicesTrust = "approved"
+	ChangeDevicesTrustPending     ChangeDevicesTrust = "pending"
+	ChangeDevicesTrustQuarantined ChangeDevicesTrust = "quarantined"
+	ChangeDevicesTrustRejected    ChangeDevicesTrust = "rejected"
+	ChangeDevicesTrustRetired     ChangeDevicesTrust = "retired"
 )
 
 // Valid indicates whether the value is a known member of the ChangeDevicesTrust enum.
@@ -91,6 +102,10 @@ func (e ChangeDevicesTrust) Valid() bool {
 	case ChangeDevicesTrustApproved:
 		return true
 	case ChangeDevicesTrustPending:
+		return true
+	case ChangeDevicesTrustQuarantined:
+		return true
+	case ChangeDevicesTrustRejected:
 		return true
 	case ChangeDevicesTrustRetired:
 		return true
@@ -248,9 +263,11 @@ func (e DeviceConnection) Valid() bool {
 
 // Defines values for DeviceTrust.
 const (
-	DeviceTrustApproved DeviceTrust = "approved"
-	DeviceTrustPending  DeviceTrust = "pending"
-	DeviceTrustRetired  DeviceTrust = "retired"
+	DeviceTrustApproved    DeviceTrust = "approved"
+	DeviceTrustPending     DeviceTrust = "pending"
+	DeviceTrustQuarantined DeviceTrust = "quarantined"
+	DeviceTrustRejected    DeviceTrust = "rejected"
+	DeviceTrustRetired     DeviceTrust = "retired"
 )
 
 // Valid indicates whether the value is a known member of the DeviceTrust enum.
@@ -260,7 +277,56 @@ func (e DeviceTrust) Valid() bool {
 		return true
 	case DeviceTrustPending:
 		return true
+	case DeviceTrustQuarantined:
+		return true
+	case DeviceTrustRejected:
+		return true
 	case DeviceTrustRetired:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DeviceTrustBefore.
+const (
+	DeviceTrustBeforeApproved DeviceTrustBefore = "approved"
+	DeviceTrustBeforePending  DeviceTrustBefore = "pending"
+	DeviceTrustBeforeRejected DeviceTrustBefore = "rejected"
+)
+
+// Valid indicates whether the value is a known member of the DeviceTrustBefore enum.
+func (e DeviceTrustBefore) Valid() bool {
+	switch e {
+	case DeviceTrustBeforeApproved:
+		return true
+	case DeviceTrustBeforePending:
+		return true
+	case DeviceTrustBeforeRejected:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DeviceTrustCause.
+const (
+	DeviceTrustCauseClientId DeviceTrustCause = "client_id"
+	DeviceTrustCauseClone    DeviceTrustCause = "clone"
+	DeviceTrustCauseFlood    DeviceTrustCause = "flood"
+	DeviceTrustCauseOperator DeviceTrustCause = "operator"
+)
+
+// Valid indicates whether the value is a known member of the DeviceTrustCause enum.
+func (e DeviceTrustCause) Valid() bool {
+	switch e {
+	case DeviceTrustCauseClientId:
+		return true
+	case DeviceTrustCauseClone:
+		return true
+	case DeviceTrustCauseFlood:
+		return true
+	case DeviceTrustCauseOperator:
 		return true
 	default:
 		return false
@@ -290,9 +356,11 @@ func (e DeviceIdentityConnection) Valid() bool {
 
 // Defines values for DeviceIdentityTrust.
 const (
-	DeviceIdentityTrustApproved DeviceIdentityTrust = "approved"
-	DeviceIdentityTrustPending  DeviceIdentityTrust = "pending"
-	DeviceIdentityTrustRetired  DeviceIdentityTrust = "retired"
+	DeviceIdentityTrustApproved    DeviceIdentityTrust = "approved"
+	DeviceIdentityTrustPending     DeviceIdentityTrust = "pending"
+	DeviceIdentityTrustQuarantined DeviceIdentityTrust = "quarantined"
+	DeviceIdentityTrustRejected    DeviceIdentityTrust = "rejected"
+	DeviceIdentityTrustRetired     DeviceIdentityTrust = "retired"
 )
 
 // Valid indicates whether the value is a known member of the DeviceIdentityTrust enum.
@@ -301,6 +369,10 @@ func (e DeviceIdentityTrust) Valid() bool {
 	case DeviceIdentityTrustApproved:
 		return true
 	case DeviceIdentityTrustPending:
+		return true
+	case DeviceIdentityTrustQuarantined:
+		return true
+	case DeviceIdentityTrustRejected:
 		return true
 	case DeviceIdentityTrustRetired:
 		return true
@@ -677,9 +749,11 @@ func (e ListDevicesParamsSort) Valid() bool {
 
 // Defines values for ListDevicesParamsTrust.
 const (
-	ListDevicesParamsTrustApproved ListDevicesParamsTrust = "approved"
-	ListDevicesParamsTrustPending  ListDevicesParamsTrust = "pending"
-	ListDevicesParamsTrustRetired  ListDevicesParamsTrust = "retired"
+	ListDevicesParamsTrustApproved    ListDevicesParamsTrust = "approved"
+	ListDevicesParamsTrustPending     ListDevicesParamsTrust = "pending"
+	ListDevicesParamsTrustQuarantined ListDevicesParamsTrust = "quarantined"
+	ListDevicesParamsTrustRejected    ListDevicesParamsTrust = "rejected"
+	ListDevicesParamsTrustRetired     ListDevicesParamsTrust = "retired"
 )
 
 // Valid indicates whether the value is a known member of the ListDevicesParamsTrust enum.
@@ -688,6 +762,10 @@ func (e ListDevicesParamsTrust) Valid() bool {
 	case ListDevicesParamsTrustApproved:
 		return true
 	case ListDevicesParamsTrustPending:
+		return true
+	case ListDevicesParamsTrustQuarantined:
+		return true
+	case ListDevicesParamsTrustRejected:
 		return true
 	case ListDevicesParamsTrustRetired:
 		return true
@@ -1143,6 +1221,11 @@ type CreateJoinToken struct {
 	// Example: manual
 	Approve *CreateJoinTokenApprove `json:"approve,omitempty"`
 
+	// Device A device that is known already and has lost its key: it joins once with the new one, and keeps its name, labels and trust. A quarantine as a clone ends by it. Such a token has one use, and neither labels, name pattern nor approval.
+	//
+	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
+	Device *string `json:"device,omitempty"`
+
 	// Labels Labels that its devices start with.
 	//
 	// Example: {"site":"fra"}
@@ -1280,6 +1363,11 @@ type CreatedJoinToken struct {
 	// Example: user:admin
 	CreatedBy *string `json:"createdBy,omitempty"`
 
+	// Device The one device that it is for, which may come back with a new key; absent for a token that makes new devices.
+	//
+	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
+	Device *string `json:"device,omitempty"`
+
 	// Expires When it ends.
 	//
 	// Example: 2026-11-24T09:30:00Z
@@ -1295,7 +1383,7 @@ type CreatedJoinToken struct {
 	// Example: pallas-join-1.pAF4G2h0dHBzOi8v
 	Join string `json:"join"`
 
-	// Labels Labels that its devices start with.
+	// Labels Labels that its devices start with. Those of the device for a token with one.
 	//
 	// Example: {"site":"fra"}
 	Labels map[string]string `json:"labels"`
@@ -1464,7 +1552,8 @@ type Device struct {
 	// JoinToken Join token that let the device in.
 	//
 	// Example: 019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e
-	JoinToken *string `json:"joinToken,omitempty"`
+	JoinToken *string   `json:"joinToken,omitempty"`
+	KeyClaim  *KeyClaim `json:"keyClaim,omitempty"`
 
 	// Labels Labels, for selectors.
 	//
@@ -1512,10 +1601,35 @@ type Device struct {
 	Revision int64 `json:"revision"`
 	Site     *Site `json:"site,omitempty"`
 
-	// Trust Whether the device may be managed: pending waits for approval, retired is the end.
+	// Trust Whether the device may be managed: pending waits for approval, rejected and quarantined get nothing until somebody decides otherwise, retired is the end.
 	//
 	// Example: approved
 	Trust DeviceTrust `json:"trust"`
+
+	// TrustBefore The trust that a release gives back. Only while quarantined.
+	//
+	// Example: approved
+	TrustBefore *DeviceTrustBefore `json:"trustBefore,omitempty"`
+
+	// TrustBy Who changed it: a user, the join token of the device, or a part of the manager.
+	//
+	// Example: user:admin
+	TrustBy *string `json:"trustBy,omitempty"`
+
+	// TrustCause What led to the quarantine: an operator, another key or a second running agent with the device's id, the client id of another device, or too much traffic again and again. Only while quarantined.
+	//
+	// Example: operator
+	TrustCause *DeviceTrustCause `json:"trustCause,omitempty"`
+
+	// TrustReason Why it is what it is, if somebody said.
+	//
+	// Example: stolen from the van
+	TrustReason *string `json:"trustReason,omitempty"`
+
+	// TrustSince When the trust last changed.
+	//
+	// Example: 2026-11-20T08:00:00Z
+	TrustSince *time.Time `json:"trustSince,omitempty"`
 
 	// UpdatedAt When anything of this last changed.
 	//
@@ -1535,16 +1649,26 @@ type DeviceCondition string
 // Example: connected
 type DeviceConnection string
 
-// DeviceTrust Whether the device may be managed: pending waits for approval, retired is the end.
+// DeviceTrust Whether the device may be managed: pending waits for approval, rejected and quarantined get nothing until somebody decides otherwise, retired is the end.
 //
 // Example: approved
 type DeviceTrust string
+
+// DeviceTrustBefore The trust that a release gives back. Only while quarantined.
+//
+// Example: approved
+type DeviceTrustBefore string
+
+// DeviceTrustCause What led to the quarantine: an operator, another key or a second running agent with the device's id, the client id of another device, or too much traffic again and again. Only while quarantined.
+//
+// Example: operator
+type DeviceTrustCause string
 
 // DeviceCounts defines model for DeviceCounts.
 type DeviceCounts struct {
 	// Approved Those that may be managed.
 	//
-	// Example: 115
+	// Example: 113
 	Approved int64 `json:"approved"`
 
 	// Connected Those with a session.
@@ -1556,6 +1680,16 @@ type DeviceCounts struct {
 	//
 	// Example: 2
 	Pending int64 `json:"pending"`
+
+	// Quarantined Those in quarantine.
+	//
+	// Example: 1
+	Quarantined int64 `json:"quarantined"`
+
+	// Rejected Those that were turned down.
+	//
+	// Example: 1
+	Rejected int64 `json:"rejected"`
 
 	// Retired Those that were retired.
 	//
@@ -2082,6 +2216,11 @@ type JoinToken struct {
 	// Example: user:admin
 	CreatedBy *string `json:"createdBy,omitempty"`
 
+	// Device The one device that it is for, which may come back with a new key; absent for a token that makes new devices.
+	//
+	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
+	Device *string `json:"device,omitempty"`
+
 	// Expires When it ends.
 	//
 	// Example: 2026-11-24T09:30:00Z
@@ -2092,7 +2231,7 @@ type JoinToken struct {
 	// Example: 019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e
 	Id openapi_types.UUID `json:"id"`
 
-	// Labels Labels that its devices start with.
+	// Labels Labels that its devices start with. Those of the device for a token with one.
 	//
 	// Example: {"site":"fra"}
 	Labels map[string]string `json:"labels"`
@@ -2147,6 +2286,39 @@ type JoinTokenApprove string
 //
 // Example: active
 type JoinTokenState string
+
+// KeyClaim defines model for KeyClaim.
+type KeyClaim struct {
+	// Address Where it asked from, without a port.
+	//
+	// Example: 203.0.113.9
+	Address *string `json:"address,omitempty"`
+
+	// AgentVersion Version of its agent.
+	//
+	// Example: 1.0.0
+	AgentVersion *string `json:"agentVersion,omitempty"`
+
+	// At When it asked first.
+	//
+	// Example: 2026-11-23T09:30:00Z
+	At time.Time `json:"at"`
+
+	// JoinToken Join token that it presented.
+	//
+	// Example: 019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e
+	JoinToken string `json:"joinToken"`
+
+	// KeyHash SHA-256 of the public key (SPKI, DER) in lower-case hex: for rekey-device.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	KeyHash string `json:"keyHash"`
+
+	// Name What the claimant calls itself.
+	//
+	// Example: esx-fra-07
+	Name string `json:"name"`
+}
 
 // LateReport defines model for LateReport.
 type LateReport struct {
@@ -2421,6 +2593,14 @@ type Refusal struct {
 	//
 	// Example: shop-0042
 	Name string `json:"name"`
+}
+
+// RekeyDevice defines model for RekeyDevice.
+type RekeyDevice struct {
+	// KeyHash The key to accept, as keyClaim of the device shows it. Without it the key that claims the device now.
+	//
+	// Example: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	KeyHash *string `json:"keyHash,omitempty"`
 }
 
 // RetireDevice defines model for RetireDevice.
@@ -2698,6 +2878,14 @@ type TaskCounts struct {
 	//
 	// Example: 3
 	Open int64 `json:"open"`
+}
+
+// TrustReason defines model for TrustReason.
+type TrustReason struct {
+	// Reason Why, for the history.
+	//
+	// Example: stolen from the van
+	Reason *string `json:"reason,omitempty"`
 }
 
 // UpdateDevice defines model for UpdateDevice.
@@ -3093,6 +3281,30 @@ type ApproveDeviceParams struct {
 	IfMatch *string `json:"If-Match,omitempty"`
 }
 
+// QuarantineDeviceParams defines parameters for QuarantineDevice.
+type QuarantineDeviceParams struct {
+	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
+// RejectDeviceParams defines parameters for RejectDevice.
+type RejectDeviceParams struct {
+	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
+// RekeyDeviceParams defines parameters for RekeyDevice.
+type RekeyDeviceParams struct {
+	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
+// ReleaseDeviceParams defines parameters for ReleaseDevice.
+type ReleaseDeviceParams struct {
+	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
 // RetireDeviceParams defines parameters for RetireDevice.
 type RetireDeviceParams struct {
 	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
@@ -3399,6 +3611,18 @@ type UpdateDeviceJSONRequestBody = UpdateDevice
 // UpdateDeviceApplicationMergePatchPlusJSONRequestBody defines body for UpdateDevice for application/merge-patch+json ContentType.
 type UpdateDeviceApplicationMergePatchPlusJSONRequestBody = UpdateDevice
 
+// QuarantineDeviceJSONRequestBody defines body for QuarantineDevice for application/json ContentType.
+type QuarantineDeviceJSONRequestBody = TrustReason
+
+// RejectDeviceJSONRequestBody defines body for RejectDevice for application/json ContentType.
+type RejectDeviceJSONRequestBody = TrustReason
+
+// RekeyDeviceJSONRequestBody defines body for RekeyDevice for application/json ContentType.
+type RekeyDeviceJSONRequestBody = RekeyDevice
+
+// ReleaseDeviceJSONRequestBody defines body for ReleaseDevice for application/json ContentType.
+type ReleaseDeviceJSONRequestBody = TrustReason
+
 // RetireDeviceJSONRequestBody defines body for RetireDevice for application/json ContentType.
 type RetireDeviceJSONRequestBody = RetireDevice
 
@@ -3571,14 +3795,86 @@ type ClientInterface interface {
 
 	// ApproveDevice Approve a device
 	//
-	// Lets a pending device be managed. Approving an approved device changes nothing.
+	// Lets a pending or rejected device be managed. Approving an approved device changes nothing.
 	//
 	// Corresponds with POST /api/v1/devices/{device}/approve (the `ApproveDevice` operationId).
 	ApproveDevice(ctx context.Context, device string, params *ApproveDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// QuarantineDeviceWithBody Put a device into quarantine
+	//
+	// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+	QuarantineDeviceWithBody(ctx context.Context, device string, params *QuarantineDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// QuarantineDevice Put a device into quarantine
+	//
+	// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+	QuarantineDevice(ctx context.Context, device string, params *QuarantineDeviceParams, body QuarantineDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RejectDeviceWithBody Reject a device
+	//
+	// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+	RejectDeviceWithBody(ctx context.Context, device string, params *RejectDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RejectDevice Reject a device
+	//
+	// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+	RejectDevice(ctx context.Context, device string, params *RejectDeviceParams, body RejectDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RekeyDeviceWithBody Accept another key of a device
+	//
+	// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+	RekeyDeviceWithBody(ctx context.Context, device string, params *RekeyDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RekeyDevice Accept another key of a device
+	//
+	// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+	RekeyDevice(ctx context.Context, device string, params *RekeyDeviceParams, body RekeyDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReleaseDeviceWithBody Release a device from quarantine
+	//
+	// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+	ReleaseDeviceWithBody(ctx context.Context, device string, params *ReleaseDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReleaseDevice Release a device from quarantine
+	//
+	// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+	ReleaseDevice(ctx context.Context, device string, params *ReleaseDeviceParams, body ReleaseDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// RetireDeviceWithBody Retire a device
 	//
-	// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+	// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -3587,7 +3883,7 @@ type ClientInterface interface {
 
 	// RetireDevice Retire a device
 	//
-	// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+	// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -3610,7 +3906,7 @@ type ClientInterface interface {
 
 	// EnrollDeviceWithBody Enrol a device
 	//
-	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -3619,7 +3915,7 @@ type ClientInterface interface {
 
 	// EnrollDevice Enrol a device
 	//
-	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -4143,7 +4439,7 @@ func (c *Client) UpdateDeviceWithApplicationMergePatchPlusJSONBody(ctx context.C
 
 // ApproveDevice Approve a device
 //
-// Lets a pending device be managed. Approving an approved device changes nothing.
+// Lets a pending or rejected device be managed. Approving an approved device changes nothing.
 //
 // Corresponds with POST /api/v1/devices/{device}/approve (the `ApproveDevice` operationId).
 func (c *Client) ApproveDevice(ctx context.Context, device string, params *ApproveDeviceParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4158,9 +4454,161 @@ func (c *Client) ApproveDevice(ctx context.Context, device string, params *Appro
 	return c.Client.Do(req)
 }
 
+// QuarantineDeviceWithBody Put a device into quarantine
+//
+// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+func (c *Client) QuarantineDeviceWithBody(ctx context.Context, device string, params *QuarantineDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewQuarantineDeviceRequestWithBody(c.Server, device, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// QuarantineDevice Put a device into quarantine
+//
+// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+func (c *Client) QuarantineDevice(ctx context.Context, device string, params *QuarantineDeviceParams, body QuarantineDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewQuarantineDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RejectDeviceWithBody Reject a device
+//
+// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+func (c *Client) RejectDeviceWithBody(ctx context.Context, device string, params *RejectDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRejectDeviceRequestWithBody(c.Server, device, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RejectDevice Reject a device
+//
+// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+func (c *Client) RejectDevice(ctx context.Context, device string, params *RejectDeviceParams, body RejectDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRejectDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RekeyDeviceWithBody Accept another key of a device
+//
+// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+func (c *Client) RekeyDeviceWithBody(ctx context.Context, device string, params *RekeyDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRekeyDeviceRequestWithBody(c.Server, device, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RekeyDevice Accept another key of a device
+//
+// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+func (c *Client) RekeyDevice(ctx context.Context, device string, params *RekeyDeviceParams, body RekeyDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRekeyDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseDeviceWithBody Release a device from quarantine
+//
+// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+func (c *Client) ReleaseDeviceWithBody(ctx context.Context, device string, params *ReleaseDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseDeviceRequestWithBody(c.Server, device, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseDevice Release a device from quarantine
+//
+// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+func (c *Client) ReleaseDevice(ctx context.Context, device string, params *ReleaseDeviceParams, body ReleaseDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseDeviceRequest(c.Server, device, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // RetireDeviceWithBody Retire a device
 //
-// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 //
 // Takes any type of body and a specified content type.
 //
@@ -4179,7 +4627,7 @@ func (c *Client) RetireDeviceWithBody(ctx context.Context, device string, params
 
 // RetireDevice Retire a device
 //
-// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -4232,7 +4680,7 @@ func (c *Client) ListDeviceVms(ctx context.Context, device string, params *ListD
 
 // EnrollDeviceWithBody Enrol a device
 //
-// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 //
 // Takes any type of body and a specified content type.
 //
@@ -4251,7 +4699,7 @@ func (c *Client) EnrollDeviceWithBody(ctx context.Context, contentType string, b
 
 // EnrollDevice Enrol a device
 //
-// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -5548,6 +5996,254 @@ func NewApproveDeviceRequest(server string, device string, params *ApproveDevice
 	if err != nil {
 		return nil, err
 	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewQuarantineDeviceRequest calls the generic QuarantineDevice builder with application/json body
+func NewQuarantineDeviceRequest(server string, device string, params *QuarantineDeviceParams, body QuarantineDeviceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewQuarantineDeviceRequestWithBody(server, device, params, "application/json", bodyReader)
+}
+
+// NewQuarantineDeviceRequestWithBody constructs an http.Request for the QuarantineDevice method, with any body, and a specified content type
+func NewQuarantineDeviceRequestWithBody(server string, device string, params *QuarantineDeviceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/quarantine", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRejectDeviceRequest calls the generic RejectDevice builder with application/json body
+func NewRejectDeviceRequest(server string, device string, params *RejectDeviceParams, body RejectDeviceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRejectDeviceRequestWithBody(server, device, params, "application/json", bodyReader)
+}
+
+// NewRejectDeviceRequestWithBody constructs an http.Request for the RejectDevice method, with any body, and a specified content type
+func NewRejectDeviceRequestWithBody(server string, device string, params *RejectDeviceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/reject", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRekeyDeviceRequest calls the generic RekeyDevice builder with application/json body
+func NewRekeyDeviceRequest(server string, device string, params *RekeyDeviceParams, body RekeyDeviceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRekeyDeviceRequestWithBody(server, device, params, "application/json", bodyReader)
+}
+
+// NewRekeyDeviceRequestWithBody constructs an http.Request for the RekeyDevice method, with any body, and a specified content type
+func NewRekeyDeviceRequestWithBody(server string, device string, params *RekeyDeviceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/rekey", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewReleaseDeviceRequest calls the generic ReleaseDevice builder with application/json body
+func NewReleaseDeviceRequest(server string, device string, params *ReleaseDeviceParams, body ReleaseDeviceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReleaseDeviceRequestWithBody(server, device, params, "application/json", bodyReader)
+}
+
+// NewReleaseDeviceRequestWithBody constructs an http.Request for the ReleaseDevice method, with any body, and a specified content type
+func NewReleaseDeviceRequestWithBody(server string, device string, params *ReleaseDeviceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	if params != nil {
 
@@ -8223,16 +8919,88 @@ type ClientWithResponsesInterface interface {
 
 	// ApproveDeviceWithResponse Approve a device
 	//
-	// Lets a pending device be managed. Approving an approved device changes nothing.
+	// Lets a pending or rejected device be managed. Approving an approved device changes nothing.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/devices/{device}/approve (the `ApproveDevice` operationId).
 	ApproveDeviceWithResponse(ctx context.Context, device string, params *ApproveDeviceParams, reqEditors ...RequestEditorFn) (*ApproveDeviceResponse, error)
 
+	// QuarantineDeviceWithBodyWithResponse Put a device into quarantine
+	//
+	// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+	QuarantineDeviceWithBodyWithResponse(ctx context.Context, device string, params *QuarantineDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*QuarantineDeviceResponse, error)
+
+	// QuarantineDeviceWithResponse Put a device into quarantine
+	//
+	// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+	QuarantineDeviceWithResponse(ctx context.Context, device string, params *QuarantineDeviceParams, body QuarantineDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*QuarantineDeviceResponse, error)
+
+	// RejectDeviceWithBodyWithResponse Reject a device
+	//
+	// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+	RejectDeviceWithBodyWithResponse(ctx context.Context, device string, params *RejectDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RejectDeviceResponse, error)
+
+	// RejectDeviceWithResponse Reject a device
+	//
+	// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+	RejectDeviceWithResponse(ctx context.Context, device string, params *RejectDeviceParams, body RejectDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RejectDeviceResponse, error)
+
+	// RekeyDeviceWithBodyWithResponse Accept another key of a device
+	//
+	// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+	RekeyDeviceWithBodyWithResponse(ctx context.Context, device string, params *RekeyDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RekeyDeviceResponse, error)
+
+	// RekeyDeviceWithResponse Accept another key of a device
+	//
+	// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+	RekeyDeviceWithResponse(ctx context.Context, device string, params *RekeyDeviceParams, body RekeyDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RekeyDeviceResponse, error)
+
+	// ReleaseDeviceWithBodyWithResponse Release a device from quarantine
+	//
+	// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+	ReleaseDeviceWithBodyWithResponse(ctx context.Context, device string, params *ReleaseDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseDeviceResponse, error)
+
+	// ReleaseDeviceWithResponse Release a device from quarantine
+	//
+	// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+	ReleaseDeviceWithResponse(ctx context.Context, device string, params *ReleaseDeviceParams, body ReleaseDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseDeviceResponse, error)
+
 	// RetireDeviceWithBodyWithResponse Retire a device
 	//
-	// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+	// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8241,7 +9009,7 @@ type ClientWithResponsesInterface interface {
 
 	// RetireDeviceWithResponse Retire a device
 	//
-	// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+	// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8268,7 +9036,7 @@ type ClientWithResponsesInterface interface {
 
 	// EnrollDeviceWithBodyWithResponse Enrol a device
 	//
-	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8277,7 +9045,7 @@ type ClientWithResponsesInterface interface {
 
 	// EnrollDeviceWithResponse Enrol a device
 	//
-	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+	// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -9325,6 +10093,566 @@ func (r ApproveDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ApproveDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// QuarantineDeviceResponse200Headers the declared response headers of an HTTP 200 response for QuarantineDevice
+type QuarantineDeviceResponse200Headers struct {
+	ETag           *string
+	PallasPosition *int64
+}
+
+type QuarantineDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeviceIdentity
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *QuarantineDeviceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r QuarantineDeviceResponse) GetJSON200() *DeviceIdentity {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON409() *Problem {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r QuarantineDeviceResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r QuarantineDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r QuarantineDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r QuarantineDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r QuarantineDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RejectDeviceResponse200Headers the declared response headers of an HTTP 200 response for RejectDevice
+type RejectDeviceResponse200Headers struct {
+	ETag           *string
+	PallasPosition *int64
+}
+
+type RejectDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeviceIdentity
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RejectDeviceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RejectDeviceResponse) GetJSON200() *DeviceIdentity {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON409() *Problem {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r RejectDeviceResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r RejectDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RejectDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RejectDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RejectDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RekeyDeviceResponse200Headers the declared response headers of an HTTP 200 response for RekeyDevice
+type RekeyDeviceResponse200Headers struct {
+	ETag           *string
+	PallasPosition *int64
+}
+
+type RekeyDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeviceIdentity
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RekeyDeviceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RekeyDeviceResponse) GetJSON200() *DeviceIdentity {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON409() *Problem {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r RekeyDeviceResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r RekeyDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RekeyDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RekeyDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RekeyDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReleaseDeviceResponse200Headers the declared response headers of an HTTP 200 response for ReleaseDevice
+type ReleaseDeviceResponse200Headers struct {
+	ETag           *string
+	PallasPosition *int64
+}
+
+type ReleaseDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeviceIdentity
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ReleaseDeviceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReleaseDeviceResponse) GetJSON200() *DeviceIdentity {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON409() *Problem {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r ReleaseDeviceResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r ReleaseDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReleaseDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReleaseDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReleaseDeviceResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -14225,7 +15553,7 @@ func (c *ClientWithResponses) UpdateDeviceWithApplicationMergePatchPlusJSONBodyW
 
 // ApproveDeviceWithResponse Approve a device
 //
-// Lets a pending device be managed. Approving an approved device changes nothing.
+// Lets a pending or rejected device be managed. Approving an approved device changes nothing.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -14238,9 +15566,129 @@ func (c *ClientWithResponses) ApproveDeviceWithResponse(ctx context.Context, dev
 	return ParseApproveDeviceResponse(rsp)
 }
 
+// QuarantineDeviceWithBodyWithResponse Put a device into quarantine
+//
+// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+func (c *ClientWithResponses) QuarantineDeviceWithBodyWithResponse(ctx context.Context, device string, params *QuarantineDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*QuarantineDeviceResponse, error) {
+	rsp, err := c.QuarantineDeviceWithBody(ctx, device, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseQuarantineDeviceResponse(rsp)
+}
+
+// QuarantineDeviceWithResponse Put a device into quarantine
+//
+// Closes the device's session at once and keeps it out until it is released. Its open tasks stay, until their deadlines. A device that is in quarantine already stays there for the first cause.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/quarantine (the `QuarantineDevice` operationId).
+func (c *ClientWithResponses) QuarantineDeviceWithResponse(ctx context.Context, device string, params *QuarantineDeviceParams, body QuarantineDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*QuarantineDeviceResponse, error) {
+	rsp, err := c.QuarantineDevice(ctx, device, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseQuarantineDeviceResponse(rsp)
+}
+
+// RejectDeviceWithBodyWithResponse Reject a device
+//
+// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+func (c *ClientWithResponses) RejectDeviceWithBodyWithResponse(ctx context.Context, device string, params *RejectDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RejectDeviceResponse, error) {
+	rsp, err := c.RejectDeviceWithBody(ctx, device, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRejectDeviceResponse(rsp)
+}
+
+// RejectDeviceWithResponse Reject a device
+//
+// Turns a pending device down: its session is closed, and it gets nothing. It may be approved later. Rejecting a rejected device changes nothing.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/reject (the `RejectDevice` operationId).
+func (c *ClientWithResponses) RejectDeviceWithResponse(ctx context.Context, device string, params *RejectDeviceParams, body RejectDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RejectDeviceResponse, error) {
+	rsp, err := c.RejectDevice(ctx, device, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRejectDeviceResponse(rsp)
+}
+
+// RekeyDeviceWithBodyWithResponse Accept another key of a device
+//
+// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+func (c *ClientWithResponses) RekeyDeviceWithBodyWithResponse(ctx context.Context, device string, params *RekeyDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RekeyDeviceResponse, error) {
+	rsp, err := c.RekeyDeviceWithBody(ctx, device, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRekeyDeviceResponse(rsp)
+}
+
+// RekeyDeviceWithResponse Accept another key of a device
+//
+// For a device that was put into quarantine because another key claims its id, and whose machine was in truth rebuilt: the claimed key becomes the device's, the old one is worth nothing, and the quarantine ends. The device gets its certificate with its next attempt to enrol, while its join token is valid.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/rekey (the `RekeyDevice` operationId).
+func (c *ClientWithResponses) RekeyDeviceWithResponse(ctx context.Context, device string, params *RekeyDeviceParams, body RekeyDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RekeyDeviceResponse, error) {
+	rsp, err := c.RekeyDevice(ctx, device, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRekeyDeviceResponse(rsp)
+}
+
+// ReleaseDeviceWithBodyWithResponse Release a device from quarantine
+//
+// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+func (c *ClientWithResponses) ReleaseDeviceWithBodyWithResponse(ctx context.Context, device string, params *ReleaseDeviceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseDeviceResponse, error) {
+	rsp, err := c.ReleaseDeviceWithBody(ctx, device, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseDeviceResponse(rsp)
+}
+
+// ReleaseDeviceWithResponse Release a device from quarantine
+//
+// The device is trusted as it was before the quarantine, with the key that it had; a claim of another key is void. Releasing a device that is in no quarantine changes nothing.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/release (the `ReleaseDevice` operationId).
+func (c *ClientWithResponses) ReleaseDeviceWithResponse(ctx context.Context, device string, params *ReleaseDeviceParams, body ReleaseDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseDeviceResponse, error) {
+	rsp, err := c.ReleaseDevice(ctx, device, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseDeviceResponse(rsp)
+}
+
 // RetireDeviceWithBodyWithResponse Retire a device
 //
-// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -14255,7 +15703,7 @@ func (c *ClientWithResponses) RetireDeviceWithBodyWithResponse(ctx context.Conte
 
 // RetireDeviceWithResponse Retire a device
 //
-// Ends a device for good: its session is closed and its certificates are worth nothing. Its history stays. Retiring a retired device changes nothing.
+// Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -14300,7 +15748,7 @@ func (c *ClientWithResponses) ListDeviceVmsWithResponse(ctx context.Context, dev
 
 // EnrollDeviceWithBodyWithResponse Enrol a device
 //
-// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -14315,7 +15763,7 @@ func (c *ClientWithResponses) EnrollDeviceWithBodyWithResponse(ctx context.Conte
 
 // EnrollDeviceWithResponse Enrol a device
 //
-// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token.
+// For agents: exchanges a join token and a certificate request for a certificate. The same device with the same key and token may ask again and gets another certificate without taking another use of the token. A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -15645,6 +17093,554 @@ func ParseApproveDeviceResponse(rsp *http.Response) (*ApproveDeviceResponse, err
 	switch {
 	case rsp.StatusCode == 200:
 		var headers ApproveDeviceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseQuarantineDeviceResponse parses an HTTP response from a QuarantineDeviceWithResponse call
+func ParseQuarantineDeviceResponse(rsp *http.Response) (*QuarantineDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &QuarantineDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeviceIdentity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers QuarantineDeviceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRejectDeviceResponse parses an HTTP response from a RejectDeviceWithResponse call
+func ParseRejectDeviceResponse(rsp *http.Response) (*RejectDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RejectDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeviceIdentity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RejectDeviceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRekeyDeviceResponse parses an HTTP response from a RekeyDeviceWithResponse call
+func ParseRekeyDeviceResponse(rsp *http.Response) (*RekeyDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RekeyDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeviceIdentity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RekeyDeviceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseReleaseDeviceResponse parses an HTTP response from a ReleaseDeviceWithResponse call
+func ParseReleaseDeviceResponse(rsp *http.Response) (*ReleaseDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReleaseDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeviceIdentity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ReleaseDeviceResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

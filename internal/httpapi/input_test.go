@@ -31,6 +31,10 @@ func TestBadInput(t *testing.T) {
 	readOnly := string(m.device(given{name: "free", readOnly: true, vms: []events.VM{machine("vm-1", "a", events.PowerOff, events.ToolsUnknown)}}))
 	retired := string(m.device(given{name: "old", retired: true, vms: []events.VM{machine("vm-1", "a", events.PowerOff, events.ToolsUnknown)}}))
 	waiting := string(m.pending("new"))
+	stolen := string(m.device(given{name: "stolen"}))
+	m.command(commands.QuarantineDevice{Device: events.DeviceID(stolen), Cause: events.QuarantineOperator})
+	spam := string(m.pending("spam"))
+	m.command(commands.RejectDevice{Device: events.DeviceID(spam)})
 	used, _ := want[httpapi.Task](m, 202, "POST", "/api/v1/vms/"+dev+"/vm-busy/power", `{"action":"off"}`, "Idempotency-Key", "used-key")
 	m.command(commands.ReportTasks{Device: events.DeviceID(dev), Epoch: 1, Facts: []commands.TaskFact{
 		{Seq: 100, Task: events.TaskID(used.ID), Status: events.TaskStatusAccepted},
@@ -103,6 +107,31 @@ func TestBadInput(t *testing.T) {
 		{"machines of no device", "GET", "/api/v1/devices/" + nobody + "/vms", "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"approve no device", "POST", "/api/v1/devices/" + nobody + "/approve", "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"approve a retired device", "POST", "/api/v1/devices/" + retired + "/approve", "", nil, 409, httpapi.KindConflict, "", "retired"},
+		{"approve a device in quarantine", "POST", "/api/v1/devices/" + stolen + "/approve", "", nil, 409, httpapi.KindConflict, "", "release it first"},
+		{"task for a device in quarantine", "POST", "/api/v1/vms/" + stolen + "/vm-1/power", `{"action":"on"}`, nil, 409, httpapi.KindConflict, "", "quarantine"},
+		{"task for a rejected device", "POST", "/api/v1/vms/" + spam + "/vm-1/power", `{"action":"on"}`, nil, 409, httpapi.KindConflict, "", "rejected"},
+		{"reject no device", "POST", "/api/v1/devices/" + nobody + "/reject", "", nil, 404, httpapi.KindNotFound, "", nobody},
+		{"reject what is no id", "POST", "/api/v1/devices/x/reject", "", nil, 404, httpapi.KindNotFound, "path.device", "lower-case UUID"},
+		{"reject an approved device", "POST", dpath + "/reject", "", nil, 409, httpapi.KindConflict, "", "is approved"},
+		{"reject a device in quarantine", "POST", "/api/v1/devices/" + stolen + "/reject", "", nil, 409, httpapi.KindConflict, "", "release it first"},
+		{"reject a retired device", "POST", "/api/v1/devices/" + retired + "/reject", "", nil, 409, httpapi.KindConflict, "", "retired"},
+		{"reject with a stale revision", "POST", "/api/v1/devices/" + waiting + "/reject", "", []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
+		{"reject for a long reason", "POST", "/api/v1/devices/" + waiting + "/reject", `{"reason":"` + strings.Repeat("r", 1025) + `"}`, nil, 422, httpapi.KindInvalid, "body.reason", "1024"},
+		{"quarantine no device", "POST", "/api/v1/devices/" + nobody + "/quarantine", "", nil, 404, httpapi.KindNotFound, "", nobody},
+		{"quarantine a retired device", "POST", "/api/v1/devices/" + retired + "/quarantine", "", nil, 409, httpapi.KindConflict, "", "retired"},
+		{"quarantine for a cause of one's own", "POST", dpath + "/quarantine", `{"cause":"flood"}`, nil, 422, httpapi.KindInvalid, "body.cause", ""},
+		{"quarantine for a reason with a control character", "POST", dpath + "/quarantine", `{"reason":"a\u0007"}`, nil, 422, httpapi.KindInvalid, "body.reason", "control"},
+		{"quarantine with a stale revision", "POST", dpath + "/quarantine", "", []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
+		{"release no device", "POST", "/api/v1/devices/" + nobody + "/release", "", nil, 404, httpapi.KindNotFound, "", nobody},
+		{"release a retired device", "POST", "/api/v1/devices/" + retired + "/release", "", nil, 409, httpapi.KindConflict, "", "retired"},
+		{"release with a stale revision", "POST", "/api/v1/devices/" + stolen + "/release", "", []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
+		{"rekey no device", "POST", "/api/v1/devices/" + nobody + "/rekey", "", nil, 404, httpapi.KindNotFound, "", nobody},
+		{"rekey without a claim", "POST", "/api/v1/devices/" + stolen + "/rekey", "", nil, 409, httpapi.KindConflict, "", "nobody claims"},
+		{"rekey an approved device", "POST", dpath + "/rekey", "", nil, 409, httpapi.KindConflict, "", "nobody claims"},
+		{"rekey a retired device", "POST", "/api/v1/devices/" + retired + "/rekey", "", nil, 409, httpapi.KindConflict, "", "retired"},
+		{"rekey with half a key", "POST", "/api/v1/devices/" + stolen + "/rekey", `{"keyHash":"ab"}`, nil, 422, httpapi.KindInvalid, "body.keyHash", ""},
+		{"rekey with a key in upper case", "POST", "/api/v1/devices/" + stolen + "/rekey", `{"keyHash":"` + strings.Repeat("AB", 32) + `"}`, nil, 422, httpapi.KindInvalid, "body.keyHash", "hex"},
+		{"rekey with a stale revision", "POST", "/api/v1/devices/" + stolen + "/rekey", "", []string{"If-Match", `"1"`}, 412, httpapi.KindStale, "header.If-Match", "revision"},
 		{"retire no device", "POST", "/api/v1/devices/" + nobody + "/retire", "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"reason too long", "POST", dpath + "/retire", `{"reason":"` + strings.Repeat("r", 1025) + `"}`, nil, 422, httpapi.KindInvalid, "body.reason", "1024"},
 		{"reason with a control character", "POST", dpath + "/retire", `{"reason":"a\u0007"}`, nil, 422, httpapi.KindInvalid, "body.reason", "control"},
@@ -140,7 +169,7 @@ func TestBadInput(t *testing.T) {
 
 		// many devices
 		{"no action", "POST", bulkPath, `{"all":true}`, nil, 422, httpapi.KindInvalid, "body", "action"},
-		{"an unknown action", "POST", bulkPath, `{"action":"explode","all":true}`, nil, 422, httpapi.KindInvalid, "body.action", "approve, label, retire"},
+		{"an unknown action", "POST", bulkPath, `{"action":"explode","all":true}`, nil, 422, httpapi.KindInvalid, "body.action", "approve, reject, quarantine, release, label, retire"},
 		{"no selector", "POST", bulkPath, `{"action":"approve"}`, nil, 422, httpapi.KindInvalid, "body.selector", "every device"},
 		{"a selector of blanks", "POST", bulkPath, `{"action":"approve","selector":"  "}`, nil, 422, httpapi.KindInvalid, "body.selector", "every device"},
 		{"a selector and all", "POST", bulkPath, `{"action":"approve","selector":"a","all":true}`, nil, 422, httpapi.KindInvalid, "body.all", "not together"},
@@ -206,6 +235,13 @@ func TestBadInput(t *testing.T) {
 		{"a pattern that names all alike", "POST", "/api/v1/join-tokens", `{"maxUses":2,"namePattern":"till"}`, nil, 422, httpapi.KindInvalid, "body.namePattern", "the same name"},
 		{"a pattern with an unknown placeholder", "POST", "/api/v1/join-tokens", `{"namePattern":"till-{i}"}`, nil, 422, httpapi.KindInvalid, "body.namePattern", "position 6"},
 		{"a pattern too long", "POST", "/api/v1/join-tokens", `{"namePattern":"` + strings.Repeat("n", 129) + `"}`, nil, 422, httpapi.KindInvalid, "body.namePattern", "128"},
+		{"a token for no device", "POST", "/api/v1/join-tokens", `{"device":"` + nobody + `"}`, nil, 422, httpapi.KindInvalid, "body.device", "no such device"},
+		{"a token for what is no device", "POST", "/api/v1/join-tokens", `{"device":"` + strings.Repeat("x", 36) + `"}`, nil, 422, httpapi.KindInvalid, "body.device", "UUID"},
+		{"a token for a retired device", "POST", "/api/v1/join-tokens", `{"device":"` + retired + `"}`, nil, 409, httpapi.KindConflict, "", "retired"},
+		{"a token for a device with two uses", "POST", "/api/v1/join-tokens", `{"device":"` + dev + `","maxUses":2}`, nil, 422, httpapi.KindInvalid, "body.maxUses", "one use"},
+		{"a token for a device with labels", "POST", "/api/v1/join-tokens", `{"device":"` + dev + `","labels":{"a":"b"}}`, nil, 422, httpapi.KindInvalid, "body.labels", "keeps its own"},
+		{"a token for a device with approval", "POST", "/api/v1/join-tokens", `{"device":"` + dev + `","approve":"auto"}`, nil, 422, httpapi.KindInvalid, "body.approve", "as before"},
+		{"a token for a device with a pattern", "POST", "/api/v1/join-tokens", `{"device":"` + dev + `","namePattern":"till-{n}"}`, nil, 422, httpapi.KindInvalid, "body.namePattern", "keeps its own"},
 		{"the same key again", "POST", "/api/v1/join-tokens", `{"name":"x"}`, []string{"Idempotency-Key", "used-token-key"}, 409, httpapi.KindConflict, "header.Idempotency-Key", "shown once only"},
 		{"no token", "GET", "/api/v1/join-tokens/" + nobody, "", nil, 404, httpapi.KindNotFound, "", nobody},
 		{"revoke no token", "DELETE", "/api/v1/join-tokens/" + nobody, "", nil, 404, httpapi.KindNotFound, "", nobody},

@@ -27,7 +27,8 @@ var operations = []string{
 	"delete-user", "disable-user", "enable-user", "end-own-session", "end-session", "end-user-sessions", "enroll-device",
 	"get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-user", "get-vm", "grant-role",
 	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-roles", "list-sessions", "list-tasks", "list-tokens",
-	"list-user-sessions", "list-user-tokens", "list-users", "list-vms", "reset-user-password", "retire-device", "revoke-join-token",
+	"list-user-sessions", "list-user-tokens", "list-users", "list-vms", "quarantine-device", "reject-device", "rekey-device", "release-device",
+	"reset-user-password", "retire-device", "revoke-join-token",
 	"revoke-role", "revoke-token", "revoke-user-token", "set-password", "set-vm-power", "stream-events", "update-device", "update-user", "whoami",
 }
 
@@ -85,8 +86,8 @@ func TestSpec(t *testing.T) {
 		t.Errorf("operations %q, want %q", ids, operations)
 	}
 	requests := []string{
-		"ChangeDevices", "ChangePassword", "CreateAPIToken", "CreateJoinToken", "CreateUser", "DisableUser", "EnrollRequest", "GrantWish", "RetireDevice", "SetPassword",
-		"SetVMPower", "SignIn", "UpdateDevice", "UpdateUser",
+		"ChangeDevices", "ChangePassword", "CreateAPIToken", "CreateJoinToken", "CreateUser", "DisableUser", "EnrollRequest", "GrantWish", "RekeyDevice", "RetireDevice", "SetPassword",
+		"SetVMPower", "SignIn", "TrustReason", "UpdateDevice", "UpdateUser",
 	}
 	for name, s := range o.Components.Schemas.Map() {
 		for field, p := range s.Properties {
