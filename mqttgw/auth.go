@@ -42,6 +42,8 @@ const (
 	reasonUnknown     = "unknown_device"
 	reasonKey         = "unknown_key"
 	reasonRetired     = "retired"
+	reasonRejected    = "rejected"
+	reasonQuarantined = "quarantined"
 	reasonPenalty     = "penalty"
 	reasonUnavailable = "unavailable"
 )
@@ -129,6 +131,9 @@ func (g *Gateway) answerCallout(ctx context.Context, m *nats.Msg) {
 func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestClaims, now time.Time) (*jwt.UserClaims, error) {
 	id, cert, err := identify(req, now)
 	if err != nil {
+		if cert != nil {
+			g.suspectClientID(id, req.ClientInformation.MQTT, pki.KeyHash(cert.PublicKey), pki.SerialHex(cert), req.ClientInformation.Host)
+		}
 		return nil, err
 	}
 	if wait := g.penalties.left(id, now); wait > 0 {
@@ -138,7 +143,8 @@ func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestCl
 	// the device in between finds the connection and closes it.
 	conn := req.ClientInformation.ID
 	g.noteConn(id, conn, req.ClientInformation.Host)
-	if err := g.mayConnect(ctx, id, cert); err != nil {
+	device, err := g.mayConnect(ctx, id, cert, req.ClientInformation.Host)
+	if err != nil {
 		g.dropConn(id, conn)
 		return nil, err
 	}
@@ -150,13 +156,17 @@ func (g *Gateway) authorize(ctx context.Context, req *jwt.AuthorizationRequestCl
 	user.Name = string(id)
 	user.Expires = cert.NotAfter.Unix()
 	user.AllowedConnectionTypes.Add(jwt.ConnectionTypeMqtt)
-	user.Pub.Allow.Add(wire.Subject(wire.UpTopic(string(id))), wire.Subject(wire.TelemetryTopic(string(id))))
+	user.Pub.Allow.Add(wire.Subject(wire.UpTopic(string(id))))
+	if device.Trust == commands.TrustApproved { // one that waits may say hello, and what else it says there is dropped
+		user.Pub.Allow.Add(wire.Subject(wire.TelemetryTopic(string(id))))
+	}
 	user.Sub.Allow.Add(wire.Subject(wire.DownTopic(string(id))))
 	return user, nil
 }
 
 // identify returns the device that the request's certificate and client id
-// agree on.
+// agree on. When they do not, it returns the certificate and its device with the
+// error.
 func identify(req *jwt.AuthorizationRequestClaims, now time.Time) (events.DeviceID, *x509.Certificate, error) {
 	if req.ClientInformation.Type != "mqtt" || req.TLS == nil {
 		return "", nil, refuse(reasonTransport, "connection of type %q", clip(req.ClientInformation.Type))
@@ -183,31 +193,48 @@ func identify(req *jwt.AuthorizationRequestClaims, now time.Time) (events.Device
 		return "", nil, refuse(reasonName, "%w", err)
 	}
 	if req.ClientInformation.MQTT != string(id) {
-		return "", nil, refuse(reasonClientID, "client id %q with the certificate of %s", clip(req.ClientInformation.MQTT), id)
+		return id, cert, refuse(reasonClientID, "client id %q with the certificate of %s", clip(req.ClientInformation.MQTT), id)
 	}
 	return id, cert, nil
 }
 
 // mayConnect looks the device up in the log.
-func (g *Gateway) mayConnect(ctx context.Context, id events.DeviceID, cert *x509.Certificate) error {
+func (g *Gateway) mayConnect(ctx context.Context, id events.DeviceID, cert *x509.Certificate, source string) (commands.Device, error) {
 	ctx, cancel := context.WithTimeout(ctx, authTimeout/3)
 	defer cancel()
 	device, err := g.commands.Device(ctx, id)
 	var ce *commands.Error
 	switch {
 	case errors.As(err, &ce) && ce.Kind == commands.KindNotFound:
-		return refuse(reasonUnknown, "%w", err)
+		return device, refuse(reasonUnknown, "%w", err)
 	case err != nil:
-		return fmt.Errorf("look up device %s: %w", id, err)
-	case device.Trust == commands.TrustRetired:
-		return refuse(reasonRetired, "device %s is retired", id)
+		return device, fmt.Errorf("look up device %s: %w", id, err)
+	}
+	if reason := notAdmitted(device.Trust); reason != "" {
+		return device, refuse(reason, "device %s is %s", id, device.Trust)
 	}
 	// Every certificate for the device's key is the device's, also one whose
 	// issue is not in the log because the answer to the device came first.
 	if key := pki.KeyHash(cert.PublicKey); key == "" || key != device.KeyHash {
-		return refuse(reasonKey, "certificate %s is for key %s, not the device's", pki.SerialHex(cert), key)
+		g.suspectKey(device, key, pki.SerialHex(cert), source)
+		return device, refuse(reasonKey, "certificate %s is for key %s, not the device's", pki.SerialHex(cert), key)
 	}
-	return nil
+	return device, nil
+}
+
+// notAdmitted is why a device of this trust may have no session, "" when it
+// may.
+func notAdmitted(t commands.Trust) string {
+	switch t {
+	case commands.TrustPending, commands.TrustApproved:
+		return ""
+	case commands.TrustRejected:
+		return reasonRejected
+	case commands.TrustQuarantined:
+		return reasonQuarantined
+	case commands.TrustRetired:
+	}
+	return reasonRetired
 }
 
 // clip bounds text that a stranger chose.

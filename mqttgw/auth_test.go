@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,16 +189,17 @@ func TestNobodyActsAsAnother(t *testing.T) {
 		})
 	}
 	t.Run("client id", func(t *testing.T) {
-		refused(t, reasonClientID, a, connectOptions{client: string(b.id)})
-		refused(t, reasonClientID, a, connectOptions{client: string(b.id), persistent: true})
+		// That of a device which there is: TestForeignClientID.
+		refused(t, reasonClientID, a, connectOptions{client: uuid.NewString()})
+		refused(t, reasonClientID, a, connectOptions{client: uuid.NewString(), persistent: true})
 		refused(t, reasonClientID, a, connectOptions{client: ""})
 		refused(t, reasonClientID, a, connectOptions{client: strings.ToUpper(string(a.id))})
 		refused(t, reasonClientID, a, connectOptions{client: strings.Repeat("x", 30_000)})
-		refused(t, reasonClientID, a, connectOptions{client: string(b.id), username: string(b.id), password: "x"})
+		refused(t, reasonClientID, a, connectOptions{client: uuid.NewString(), username: string(b.id), password: "x"})
 	})
 	t.Run("the broker's own users", func(t *testing.T) {
 		for _, key := range d.broker.keys {
-			refused(t, reasonClientID, a, connectOptions{client: string(b.id), username: must(key.PublicKey())(t), password: "x"})
+			refused(t, reasonClientID, a, connectOptions{client: uuid.NewString(), username: must(key.PublicKey())(t), password: "x"})
 		}
 	})
 	t.Run("unknown device", func(t *testing.T) {
@@ -361,14 +363,17 @@ func TestRetireEndsSession(t *testing.T) {
 	c, _ := dev.connect(wireHello())
 	d.do(commands.RetireDevice{Device: dev.id})
 	began := time.Now()
-	check(t, d.gateway.Kick(t.Context(), dev.id, "retired by a test"))
-	c.waitClosed(time.Second)
+	check(t, d.gateway.Retire(t.Context(), dev.id))
+	c.waitClosed(patience)
 	t.Logf("closed after %v", time.Since(began))
+	if told := c.drain(); !slices.ContainsFunc(told, func(d wire.Down) bool { return d.Retired }) {
+		t.Errorf("was told %+v, and nothing of its retirement", told)
+	}
 	if c := dev.dial(connectOptions{client: string(dev.id)}); c.code != 5 {
 		t.Errorf("return code %d, want 5", c.code)
 	}
 	eventually(t, "presence hears the reason", func() bool {
 		calls := d.presence.of(dev.id)
-		return len(calls) == 2 && strings.HasSuffix(calls[1], "retired by a test")
+		return len(calls) == 2 && strings.HasSuffix(calls[1], "the device was retired")
 	})
 }

@@ -220,6 +220,7 @@ type connectOptions struct {
 	alpn               []string
 	sessions           tls.ClientSessionCache
 	dial               func() (net.Conn, error) // instead of the MQTT port
+	then               []byte                   // sent with CONNECT, before its answer
 }
 
 // client is a small MQTT 3.1.1 client that sends what it is told, however
@@ -277,7 +278,7 @@ func (dev *device) dial(o connectOptions) *client {
 	}
 	body := append(mqttString("MQTT"), 4, flags, byte(o.keepAlive>>8), byte(o.keepAlive))
 	_ = c.conn.SetDeadline(time.Now().Add(patience))
-	if _, c.err = c.conn.Write(mqttPacket(0x10, append(body, payload...))); c.err != nil {
+	if _, c.err = c.conn.Write(append(mqttPacket(0x10, append(body, payload...)), o.then...)); c.err != nil {
 		close(c.closed)
 		return c
 	}
@@ -347,13 +348,21 @@ func (c *client) ack(kind byte) []byte {
 
 func (c *client) subscribe(topic string, qos byte) byte {
 	c.t.Helper()
-	c.write(mqttPacket(0x82, append(append([]byte{0, 1}, mqttString(topic)...), qos)))
+	c.write(subscription(topic, qos))
 	b := c.ack(9)
 	return b[len(b)-1]
 }
 
+func subscription(topic string, qos byte) []byte {
+	return mqttPacket(0x82, append(append([]byte{0, 1}, mqttString(topic)...), qos))
+}
+
 // publish sends a payload; with QoS 1 it does not wait for the PUBACK.
 func (c *client) publish(topic string, payload []byte, qos byte, retain bool) {
+	c.write(publication(topic, payload, qos, retain))
+}
+
+func publication(topic string, payload []byte, qos byte, retain bool) []byte {
 	b := mqttString(topic)
 	if qos > 0 {
 		b = append(b, 0, 7)
@@ -362,7 +371,7 @@ func (c *client) publish(topic string, payload []byte, qos byte, retain bool) {
 	if retain {
 		kind |= 1
 	}
-	c.write(mqttPacket(kind, append(b, payload...)))
+	return mqttPacket(kind, append(b, payload...))
 }
 
 // ping is answered once all before it was processed by the broker.

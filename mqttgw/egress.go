@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -34,7 +35,7 @@ func (g *Gateway) PushCancel(_ context.Context, id events.DeviceID, task events.
 
 // Kick closes the device's connections, also those that are just being made.
 // The reason becomes that of Presence.Disconnected. To keep a device out,
-// retire it first.
+// retire or quarantine it first.
 func (g *Gateway) Kick(_ context.Context, id events.DeviceID, reason string) error {
 	sh := g.shard(id)
 	sh.mu.Lock()
@@ -49,6 +50,32 @@ func (g *Gateway) Kick(_ context.Context, id events.DeviceID, reason string) err
 		g.broker.Kick(c)
 	}
 	return nil
+}
+
+// Retire tells the device that it was retired, if it has a session, and closes
+// its connections. It is told once: what it does not hear now it learns from the
+// door that stays shut.
+func (g *Gateway) Retire(ctx context.Context, id events.DeviceID) error {
+	if err := g.publish(id, wire.Down{Retired: true}); err != nil {
+		return fmt.Errorf("tell device %s of its retirement: %w", id, err)
+	}
+	// The broker sends what it has for a connection before it closes it.
+	if nc := g.devices.Load(); nc != nil {
+		_ = nc.FlushTimeout(tellTimeout)
+	}
+	return g.Kick(ctx, id, "the device was retired")
+}
+
+// tellTimeout bounds how long the broker may take to have a last word for a
+// device in its hands.
+const tellTimeout = 5 * time.Second
+
+// turnOut closes the connections of a device that may have none.
+func (g *Gateway) turnOut(ctx context.Context, d commands.Device) error {
+	if d.Trust == commands.TrustRetired {
+		return g.Retire(ctx, d.ID)
+	}
+	return g.Kick(ctx, d.ID, "device is "+string(d.Trust))
 }
 
 // Refresh looks the device up again and tells it what changed: that it was

@@ -96,7 +96,8 @@ type Gateway struct {
 	// devices is the connection that packets go through; set by Run.
 	devices atomic.Pointer[nats.Conn]
 
-	penalties *penalties
+	penalties  *penalties
+	suspicions chan suspicion
 	// reconciled is when it last was, differed what the last comparison said.
 	// Run's alone.
 	reconciled time.Time
@@ -151,7 +152,7 @@ func New(cfg Config) (*Gateway, error) {
 	g := &Gateway{
 		broker: cfg.Broker, commands: cfg.Commands, presence: cfg.Presence, cfg: cfg, log: cfg.Log, now: cfg.Now,
 		seed: maphash.MakeSeed(), maxQueue: max(minQueue, 2*cfg.Settings.Window), done: make(chan struct{}),
-		penalties: newPenalties(),
+		penalties: newPenalties(), suspicions: make(chan suspicion, maxSuspicions),
 		punished: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pallas_device_penalties_total", Help: "How often a device was closed and kept out for a while because it flooded.",
 		}),
@@ -205,6 +206,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	requests := make(chan *nats.Msg, calloutQueue)
 	wg.Go(func() { g.answerCallouts(work, requests) })
 	wg.Go(func() { g.countUsage(work) })
+	wg.Go(func() { g.lookAfterSuspicions(work) })
 	// Each defer undoes what came before it: nothing is sent on requests any
 	// more when it is closed.
 	var subs []*nats.Subscription

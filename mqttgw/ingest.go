@@ -2,6 +2,7 @@ package mqttgw
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,8 +134,12 @@ func (sh *shard) hello(ctx context.Context, s *session, version int, h wire.Hell
 	if err != nil {
 		return err
 	}
-	if device.Trust == commands.TrustRetired {
-		return sh.g.Kick(ctx, s.id, "device is retired")
+	if notAdmitted(device.Trust) != "" {
+		return sh.g.turnOut(ctx, device)
+	}
+	if s.instance(h.Instance) {
+		sh.suspectTwins(s)
+		return nil // whoever follows the log closes it
 	}
 	agent := h.Agent
 	if len(agent) > maxAgent {
@@ -284,8 +289,8 @@ func (sh *shard) refresh(ctx context.Context, id events.DeviceID) error {
 	if err != nil {
 		return err
 	}
-	if device.Trust == commands.TrustRetired {
-		return sh.g.Kick(ctx, id, "device is retired")
+	if notAdmitted(device.Trust) != "" {
+		return sh.g.turnOut(ctx, device)
 	}
 	pending := device.Trust == commands.TrustPending
 	sh.mu.Lock()
@@ -481,8 +486,13 @@ func (g *Gateway) fail(ctx context.Context, id events.DeviceID, doing string, er
 		g.broker.refuse(wire.ErrorNoSpace)
 		g.log.Warn("packet not taken", "device", id, "doing", doing, "err", err)
 		g.send(id, wire.Down{Error: &wire.Error{Code: wire.ErrorNoSpace, Message: "the manager cannot write at the moment: keep what you have and send it again"}})
-	case isError && (ce.Kind == commands.KindNotFound || ce.Code == commands.CodeRetired):
+	case isError && ce.Code == commands.CodeRetired:
 		g.broker.refuse(reasonRetired)
+		if err := g.Retire(ctx, id); err != nil {
+			g.log.Warn("close a device", "device", id, "err", err)
+		}
+	case isError && (ce.Kind == commands.KindNotFound || ce.Code == commands.CodeRejected || ce.Code == commands.CodeQuarantined):
+		g.broker.refuse(cmp.Or(ce.Code, reasonUnknown))
 		if err := g.Kick(ctx, id, "device is not managed any more"); err != nil {
 			g.log.Warn("close a device", "device", id, "err", err)
 		}

@@ -672,11 +672,11 @@ func TestPenalties(t *testing.T) {
 	p := newPenalties()
 	const dev = events.DeviceID("6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f")
 	for _, want := range []time.Duration{firstPenalty, 2 * firstPenalty, 4 * firstPenalty} {
-		got, ok := p.add(dev, now)
+		got, _, ok := p.add(dev, now)
 		if !ok || got != want || p.left(dev, now) != want {
 			t.Fatalf("kept out for %v, want %v", got, want)
 		}
-		if _, again := p.add(dev, now.Add(want-1)); again {
+		if _, _, again := p.add(dev, now.Add(want-1)); again {
 			t.Error("punished twice for the same")
 		}
 		if left := p.left(dev, now.Add(want)); left != 0 {
@@ -685,14 +685,14 @@ func TestPenalties(t *testing.T) {
 		now = now.Add(want)
 	}
 	for range 20 {
-		wait, _ := p.add(dev, now)
+		wait, _, _ := p.add(dev, now)
 		now = now.Add(wait)
 	}
-	if wait, _ := p.add(dev, now); wait != maxPenalty {
+	if wait, _, _ := p.add(dev, now); wait != maxPenalty {
 		t.Errorf("in the end kept out for %v, want %v", wait, maxPenalty)
 	}
 	now = now.Add(maxPenalty + forgiveAfter)
-	if wait, _ := p.add(dev, now); wait != firstPenalty {
+	if wait, _, _ := p.add(dev, now); wait != firstPenalty {
 		t.Errorf("after a good hour kept out for %v, want %v", wait, firstPenalty)
 	}
 	for range 2 * maxPenalties {

@@ -20,6 +20,9 @@ const (
 	maxPenalty   = 10 * time.Minute
 	// forgiveAfter is how long after its end a penalty makes the next longer.
 	forgiveAfter = time.Hour
+	// floodPenalties within floodTime lead to a quarantine.
+	floodPenalties = 3
+	floodTime      = time.Hour
 	// maxPenalties is how many devices are remembered; the one whose penalty
 	// is oldest is forgiven first.
 	maxPenalties = 4096
@@ -35,6 +38,8 @@ type penalties struct {
 type penalty struct {
 	until time.Time
 	last  time.Duration
+	// recent are when the newest ones began, oldest first.
+	recent [floodPenalties - 1]time.Time
 }
 
 func newPenalties() *penalties {
@@ -45,21 +50,27 @@ func newPenalties() *penalties {
 	return &penalties{devices: lru}
 }
 
-// add keeps the device out, twice as long as the last time, and says how long.
-// Whoever is kept out already is not punished again for what was under way.
-func (p *penalties) add(id events.DeviceID, now time.Time) (time.Duration, bool) {
+// add keeps the device out, twice as long as the last time, and says how long,
+// and whether this has happened too often. Whoever is kept out already is not
+// punished again for what was under way.
+func (p *penalties) add(id events.DeviceID, now time.Time) (_ time.Duration, tooOften, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old, ok := p.devices.Peek(id)
 	if ok && now.Before(old.until) {
-		return 0, false
+		return 0, false, false
 	}
 	wait := firstPenalty
 	if ok && now.Sub(old.until) < forgiveAfter {
 		wait = min(2*old.last, maxPenalty)
 	}
-	p.devices.Add(id, penalty{until: now.Add(wait), last: wait})
-	return wait, true
+	first := old.recent[0]
+	tooOften = !first.IsZero() && now.Sub(first) < floodTime
+	recent := old.recent
+	copy(recent[:], recent[1:])
+	recent[len(recent)-1] = now
+	p.devices.Add(id, penalty{until: now.Add(wait), last: wait, recent: recent})
+	return wait, tooOften, true
 }
 
 // left returns how long the device is still kept out.
@@ -75,10 +86,13 @@ func (p *penalties) left(id events.DeviceID, now time.Time) time.Duration {
 // keepOut refuses the device's next connections for a while. It is false when
 // they are refused already.
 func (g *Gateway) keepOut(id events.DeviceID, why string) bool {
-	wait, ok := g.penalties.add(id, g.now())
+	wait, tooOften, ok := g.penalties.add(id, g.now())
 	if ok {
 		g.punished.Inc()
 		g.log.Warn("device kept out", "device", id, "reason", why, "for", wait)
+	}
+	if tooOften {
+		g.suspectFlood(id, why)
 	}
 	return ok
 }

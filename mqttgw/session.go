@@ -54,6 +54,7 @@ type session struct {
 	greetAt   time.Time
 	resyncAt  time.Time
 	blamedAt  time.Time // when a line of the log last blamed the device
+	instances []string  // the running programs that greeted last, in hex, newest last
 }
 
 // shard holds the sessions of a part of the devices. Its one worker handles

@@ -9,7 +9,7 @@ import (
 )
 
 // doors tells live sessions what changed for their device: approval greets
-// again, retirement ends the session.
+// again; retirement, a rejection, a quarantine and another key end the session.
 type doors struct {
 	door   Door
 	now    func() time.Time
@@ -25,8 +25,11 @@ type visit struct {
 type action string
 
 const (
-	refresh action = "refresh"
-	kick    action = "kick"
+	refresh         action = "refresh"
+	retire          action = "retire"
+	kickRejected    action = "kick rejected"
+	kickQuarantined action = "kick quarantined"
+	kickRekeyed     action = "kick rekeyed"
 )
 
 func newDoors(c Config) *doors {
@@ -40,9 +43,21 @@ func (d *doors) open(v visit) { d.agenda.at(v, d.now()) }
 
 func (d *doors) run(ctx context.Context) {
 	d.agenda.run(ctx, workers, func(ctx context.Context, v visit) (time.Time, error) {
-		if v.what == kick {
-			return time.Time{}, d.door.Kick(ctx, v.device, "the device was retired")
-		}
-		return time.Time{}, d.door.Refresh(ctx, v.device)
+		return time.Time{}, d.visit(ctx, v)
 	})
+}
+
+func (d *doors) visit(ctx context.Context, v visit) error {
+	switch v.what {
+	case retire:
+		return d.door.Retire(ctx, v.device)
+	case kickRejected:
+		return d.door.Kick(ctx, v.device, "the device was rejected")
+	case kickQuarantined:
+		return d.door.Kick(ctx, v.device, "the device was put into quarantine")
+	case kickRekeyed:
+		return d.door.Kick(ctx, v.device, "the device has another key now")
+	case refresh:
+	}
+	return d.door.Refresh(ctx, v.device)
 }

@@ -22,6 +22,8 @@ type Door interface {
 	PushCancel(ctx context.Context, device events.DeviceID, task events.TaskID) error
 	// Kick ends the session.
 	Kick(ctx context.Context, device events.DeviceID, reason string) error
+	// Retire tells the device that it was retired, and ends the session.
+	Retire(ctx context.Context, device events.DeviceID) error
 	// Refresh greets the device again, after its approval.
 	Refresh(ctx context.Context, device events.DeviceID) error
 }
@@ -166,8 +168,14 @@ func (r *Reactors) see(rec events.Record, old bool) {
 			r.tasks.look(device)
 		case events.DeviceApproved:
 			r.doors.open(visit{device, refresh})
+		case events.DeviceRejected:
+			r.doors.open(visit{device, kickRejected})
+		case events.DeviceQuarantined:
+			r.doors.open(visit{device, kickQuarantined})
+		case events.DeviceRekeyed:
+			r.doors.open(visit{device, kickRekeyed})
 		case events.DeviceRetired:
-			r.doors.open(visit{device, kick})
+			r.doors.open(visit{device, retire})
 			r.tasks.look(device)
 		case events.DeviceConnected:
 			if old {

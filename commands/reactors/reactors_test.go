@@ -259,6 +259,10 @@ func (d *door) Kick(_ context.Context, id events.DeviceID, _ string) error {
 	return d.note(call{What: "kick", Device: id})
 }
 
+func (d *door) Retire(_ context.Context, id events.DeviceID) error {
+	return d.note(call{What: "retire", Device: id})
+}
+
 func (d *door) Refresh(_ context.Context, id events.DeviceID) error {
 	return d.note(call{What: "refresh", Device: id})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -261,8 +262,8 @@ func TestRetiredDeviceLosesEverything(t *testing.T) {
 		h.door.fail(nil)
 		h.pass(time.Minute)
 		calls := h.door.take()
-		if n := len(times(calls, "kick", h.start)); n < 2 || n != len(calls) {
-			t.Errorf("calls %v, want kicks until one works", calls)
+		if n := len(times(calls, "retire", h.start)); n < 2 || n != len(calls) {
+			t.Errorf("calls %v, want retirements until one works", calls)
 		}
 		if h.pass(time.Hour); len(h.door.take()) != 0 {
 			t.Error("the door was not left alone afterwards")
@@ -281,6 +282,81 @@ func TestRetiredDeviceLosesEverything(t *testing.T) {
 			t.Errorf("ends %v", ends)
 		}
 	})
+}
+
+// A device that is kept out loses its session, and keeps its tasks.
+func TestKeptOutDeviceKeepsItsTasks(t *testing.T) {
+	other := strings.Repeat("b2", 32)
+	for name, tc := range map[string]struct {
+		commands []commands.Command
+		want     []string // the door's calls
+	}{
+		"quarantined": {[]commands.Command{commands.QuarantineDevice{Cause: events.QuarantineOperator}}, []string{"kick"}},
+		"released":    {[]commands.Command{commands.QuarantineDevice{Cause: events.QuarantineOperator}, commands.ReleaseDevice{}}, []string{"kick"}},
+		"claimed":     {[]commands.Command{commands.ClaimKey{KeyHash: other, Token: events.TokenID(events.NewID()), Name: "b"}}, []string{"kick"}},
+		"rekeyed": {[]commands.Command{
+			commands.ClaimKey{KeyHash: other, Token: events.TokenID(events.NewID()), Name: "b"}, commands.RekeyDevice{},
+		}, []string{"kick", "kick"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inHouse(t, func(h *house) {
+				id := h.device()
+				h.connect(id, 1)
+				h.request(id)
+				h.door.take()
+				for _, c := range tc.commands {
+					h.do(of(id, c))
+				}
+				var got []string
+				for _, c := range h.door.take() {
+					if c.Device == id && c.What != "tasks" {
+						got = append(got, c.What)
+					}
+				}
+				if !slices.Equal(got, tc.want) {
+					t.Errorf("calls %v, want %v", got, tc.want)
+				}
+				if n := len(h.tasksOf(id)); n != 1 {
+					t.Errorf("%d open tasks, want 1", n)
+				}
+				h.pass(2 * time.Hour) // beyond the deadline
+				if end, ok := h.ended(id); !ok || end.Entries[0].Event.Type() != "TaskExpired" {
+					t.Errorf("end %v", end)
+				}
+			})
+		})
+	}
+	t.Run("rejected", func(t *testing.T) {
+		inHouse(t, func(h *house) {
+			id := h.pending()
+			h.connect(id, 1)
+			h.door.take()
+			h.do(commands.RejectDevice{Device: id})
+			if calls := h.door.take(); len(calls) != 1 || calls[0].What != "kick" {
+				t.Errorf("calls %v, want a kick", calls)
+			}
+		})
+	})
+}
+
+// of fills in the device of a command.
+func of(id events.DeviceID, c commands.Command) commands.Command {
+	switch c := c.(type) {
+	case commands.QuarantineDevice:
+		c.Device = id
+		return c
+	case commands.ReleaseDevice:
+		c.Device = id
+		return c
+	case commands.ClaimKey:
+		c.Device = id
+		return c
+	case commands.RekeyDevice:
+		c.Device = id
+		return c
+	default:
+		return c
+	}
 }
 
 func TestApprovedDeviceIsGreeted(t *testing.T) {
