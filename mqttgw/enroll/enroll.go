@@ -67,7 +67,8 @@ func Register(api huma.API, cfg Config) {
 		Path:        wire.EnrollPath,
 		Summary:     "Enrol a device",
 		Description: "For agents: exchanges a join token and a certificate request for a certificate. " +
-			"The same device with the same key and token may ask again and gets another certificate without taking another use of the token.",
+			"The same device with the same key and token may ask again and gets another certificate without taking another use of the token. " +
+			"A known device with another key is put into quarantine, and answered 409 with the code clone until a person has decided which key is the device's; then it may ask again.",
 		Tags:     []string{"devices"},
 		Security: []map[string][]string{}, // public: the token is in the body
 		Errors:   []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusTooManyRequests},
@@ -196,16 +197,19 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 			NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
 		},
 	}
-	// Decided on a copy first: a request that cannot succeed takes no use.
-	if _, err := commands.Decide(register, commands.States{Device: known}, now); err != nil {
-		return none, device, failed(ctx, err)
+	if token.Device != "" { // and so of this device
+		register.Rekey = token.Issued
 	}
-
 	request := httpapi.RequestOf(ctx)
 	meta := commands.Meta{
 		Actor: events.TokenActor(token.ID), Source: request.Source, Traceparent: request.Traceparent, Time: now,
-		CommandID: events.DeriveID("use join token", string(token.ID), string(device)),
 	}
+	// Decided on a copy first: a request that cannot succeed takes no use.
+	if _, err := commands.Decide(register, commands.States{Device: known}, now); err != nil {
+		return none, device, s.refused(ctx, err, register, meta)
+	}
+
+	meta.CommandID = events.DeriveID("use join token", string(token.ID), string(device))
 	if _, err := s.cfg.Commands.Do(ctx, commands.UseJoinToken{Token: token.ID, Device: device}, meta); err != nil {
 		if commands.KindOf(err) == commands.KindDenied {
 			return none, device, denied(err.Error()) // somebody took the last use meanwhile
@@ -226,7 +230,7 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 	// the way to the device is in the log beside the one that replaced it.
 	meta.CommandID = events.DeriveID("register device", string(token.ID), string(device), register.Certificate.Serial)
 	if _, err := s.cfg.Commands.Do(ctx, register, meta); err != nil {
-		return none, device, failed(ctx, err)
+		return none, device, s.refused(ctx, err, register, meta)
 	}
 	if known, err = s.cfg.Commands.Device(ctx, device); err != nil {
 		return none, device, failed(ctx, err)
@@ -235,6 +239,21 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 		Device: string(device), Certificate: string(certPEM), CA: string(s.cfg.CA.CertificatePEM()),
 		MQTT: s.cfg.MQTT(), Approved: known.Trust == commands.TrustApproved, Time: now.Truncate(time.Microsecond),
 	}, device, nil
+}
+
+// refused is the answer to a registration that was refused. One with another key
+// than the device's puts the device into quarantine first, for a person to
+// decide which of the two it is.
+func (s *service) refused(ctx context.Context, err error, c commands.RegisterDevice, m commands.Meta) *refusal {
+	var e *commands.Error
+	if errors.As(err, &e) && e.Code == commands.CodeClone {
+		m.CommandID = ""
+		claim := commands.ClaimKey{Device: c.Device, KeyHash: c.KeyHash, Token: c.Token, Name: c.Name, AgentVersion: c.AgentVersion}
+		if _, err := s.cfg.Commands.Do(ctx, claim, m); err != nil && commands.KindOf(err) == "" {
+			return failed(ctx, err)
+		}
+	}
+	return failed(ctx, err)
 }
 
 // token returns the token if the device may register with it. Both the secret

@@ -593,36 +593,6 @@ func TestEmptyNameIsTheID(t *testing.T) {
 	}
 }
 
-func TestClone(t *testing.T) {
-	m := startManager(t)
-	_, first := m.token(1, true, time.Hour)
-	second, text := m.token(1, true, time.Hour)
-	original := newDevice(t)
-	if a := m.post(original.request(t, first)); a.status != http.StatusOK {
-		t.Fatalf("%d %s", a.status, a.body)
-	}
-	clone := newDevice(t)
-	clone.id = original.id
-	before := m.position()
-	a := m.post(clone.request(t, text))
-	if a.status != http.StatusConflict || a.problem.Code != "clone" {
-		t.Errorf("%d %s, want 409 clone", a.status, a.body)
-	}
-	if after := m.position(); after != before {
-		t.Errorf("a clone wrote %d events", after-before)
-	}
-	if state, err := m.commands.JoinToken(t.Context(), second); err != nil || state.Uses != 0 {
-		t.Errorf("the clone took a use: %+v (%v)", state, err)
-	}
-	if m.count("clone") != 1 {
-		t.Error("the clone was not counted")
-	}
-	// The original goes on, and with the other token too.
-	if a := m.post(original.request(t, text)); a.status != http.StatusOK {
-		t.Errorf("%d %s", a.status, a.body)
-	}
-}
-
 func TestRetired(t *testing.T) {
 	m := startManager(t)
 	_, token := m.token(2, true, time.Hour)
