@@ -118,7 +118,8 @@ func (a *Agent) Stats() link.Stats {
 // returns nil then. It goes on through everything that can pass: a manager or a
 // host that cannot be reached, a refused connection. It returns an error for
 // what cannot: a *identity.RefusedError when the manager does not take the
-// device in, a data folder that cannot be used, store.ErrBusy.
+// device in, a *identity.RetiredError when the manager has retired it, a data
+// folder that cannot be used, store.ErrBusy.
 func (a *Agent) Run(ctx context.Context) error {
 	err := a.run(ctx)
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -127,24 +128,43 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-func (a *Agent) run(ctx context.Context) (err error) {
-	id, err := identity.Ensure(ctx, a.c.Dir, a.findID)
+func (a *Agent) run(ctx context.Context) error {
+	gone, err := a.retired(ctx)
+	if err != nil {
+		return err
+	}
+	id, err := identity.Ensure(ctx, a.c.Dir, func(ctx context.Context) string {
+		former := a.findID(ctx)
+		if gone != nil && former == gone.Device {
+			return ""
+		}
+		return former
+	})
 	if err != nil {
 		return fmt.Errorf("prepare identity: %w", err)
 	}
 	device := id.Device // id is assigned again below, while others read this
 	a.device.Store(&device)
 	log := a.c.Log.With("device", device)
-	st, err := store.Open(filepath.Join(a.c.Dir, "agent.db"), store.Options{Log: log, NoSync: a.c.NoSync})
+	id, err = a.serve(ctx, id, log)
+	if errors.Is(err, link.ErrRetired) {
+		return a.retire(ctx, id, log)
+	}
+	return err
+}
+
+// serve enrols and works. It returns the identity that it worked with.
+func (a *Agent) serve(ctx context.Context, id identity.Identity, log *slog.Logger) (_ identity.Identity, err error) {
+	st, err := store.Open(filepath.Join(a.c.Dir, fileStore), store.Options{Log: log, NoSync: a.c.NoSync})
 	if err != nil {
-		return err
+		return id, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
 	a.clock.past(st.Clock())
 	if id, err = a.enrol(ctx, id, st, log); err != nil {
-		return err
+		return id, err
 	}
-	return a.work(ctx, id, st, log)
+	return id, a.work(ctx, id, st, log)
 }
 
 // findID asks the host for the id of a former agent, patiently: a new id for a

@@ -48,7 +48,7 @@ type Driver interface {
 
 	// LoadID and SaveID keep the device's permanent id on the host's own
 	// storage, so that a rebuilt agent finds it again. LoadID returns "" when
-	// there is none.
+	// there is none, and after SaveID was given "".
 	LoadID(ctx context.Context) (string, error)
 	SaveID(ctx context.Context, id string) error
 

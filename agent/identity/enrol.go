@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,8 @@ import (
 type RefusedError struct {
 	// Status is the HTTP status, 0 when the manager was not even asked.
 	Status int
+	// Code is the manager's word for the reason, such as "retired"; may be empty.
+	Code string
 	// Reason is the manager's.
 	Reason string
 }
@@ -56,11 +59,19 @@ const (
 	enrolTimeout  = 30 * time.Second
 	enrolAnswer   = 64 << 10 // bytes of an answer that are read
 	maxRetryAfter = time.Hour
+	// patience is how many times longer the pauses are while a person has to
+	// decide.
+	patience = 10
 )
+
+// undecided are the codes of refusals that last until a person decides: another
+// key has the device's id, or the device is kept out.
+var undecided = []string{"clone", "quarantined", "rejected"}
 
 // Enrol asks the manager of a join string for a certificate and writes the
 // answer to the data folder. It tries again, with growing pauses, while the
-// manager cannot be reached or is busy; a refusal is a *RefusedError. An
+// manager cannot be reached or is busy, and with longer ones while a person has
+// to decide about the device there; any other refusal is a *RefusedError. An
 // expired join string is not even tried.
 func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id.Device}}, id.Key)
@@ -81,6 +92,7 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 		Transport:     &http.Transport{TLSClientConfig: config, DialContext: c.DialContext, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	patient := retry.Backoff{Base: patience * c.Backoff.Base, Cap: patience * c.Backoff.Cap}
 	for {
 		if !c.Join.Expires.IsZero() && c.Now().After(c.Join.Expires) {
 			return Identity{}, &RefusedError{Reason: "the join string expired at " + c.Join.Expires.Format(time.RFC3339) + ", make a new one"}
@@ -104,11 +116,16 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 			return id, nil
 		}
 		var refused *RefusedError
-		if errors.As(err, &refused) {
+		pause, message := time.Duration(0), "cannot enrol yet"
+		switch {
+		case !errors.As(err, &refused):
+			pause = max(c.Backoff.Next(), after)
+		case slices.Contains(undecided, refused.Code):
+			pause, message = patient.Next(), "cannot enrol until a person has decided about this device at the manager"
+		default:
 			return Identity{}, err
 		}
-		pause := max(c.Backoff.Next(), after)
-		c.Log.Warn("cannot enrol yet", "manager", c.Join.URL, "error", err, "retry_in", pause.Round(time.Millisecond))
+		c.Log.Warn(message, "manager", c.Join.URL, "error", err, "retry_in", pause.Round(time.Millisecond))
 		if err := retry.Pause(ctx, pause); err != nil {
 			return Identity{}, err
 		}
@@ -145,24 +162,26 @@ func enrolOnce(ctx context.Context, client *http.Client, join wire.Join, body []
 		}
 		return Enrolment{}, after, fmt.Errorf("%s answered %s", join.URL, resp.Status)
 	default:
-		return Enrolment{}, 0, &RefusedError{Status: resp.StatusCode, Reason: problem(answer, resp.StatusCode)}
+		reason, code := problem(answer, resp.StatusCode)
+		return Enrolment{}, 0, &RefusedError{Status: resp.StatusCode, Code: code, Reason: reason}
 	}
 }
 
-// problem returns what an RFC 9457 body says to people.
-func problem(body []byte, status int) string {
+// problem returns what an RFC 9457 body says to people, and its code.
+func problem(body []byte, status int) (text, code string) {
 	var p struct {
 		Title  string `json:"title"`
 		Detail string `json:"detail"`
+		Code   string `json:"code"`
 		Errors []struct {
 			Message  string `json:"message"`
 			Location string `json:"location"`
 		} `json:"errors"`
 	}
 	if json.Unmarshal(body, &p) != nil || p.Title+p.Detail == "" {
-		return http.StatusText(status)
+		return http.StatusText(status), p.Code
 	}
-	text := p.Detail
+	text = p.Detail
 	if text == "" {
 		text = p.Title
 	}
@@ -172,5 +191,5 @@ func problem(body []byte, status int) string {
 	if len(text) > 500 {
 		text = text[:500]
 	}
-	return text
+	return text, p.Code
 }

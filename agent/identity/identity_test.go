@@ -234,6 +234,23 @@ func TestEnrolWaitsAsLongAsItIsTold(t *testing.T) {
 	}
 }
 
+// A person has to decide about the device: that may take a while.
+func TestEnrolWaitsForAPerson(t *testing.T) {
+	for code, status := range map[string]int{"clone": 409, "quarantined": 403, "rejected": 403} {
+		d := newDoor(t)
+		d.serve = func(w http.ResponseWriter, asked int, _ wire.EnrollRequest) bool {
+			if asked <= 3 {
+				w.WriteHeader(status)
+				_, _ = io.WriteString(w, `{"title":"no","detail":"wait","code":"`+code+`"}`)
+			}
+			return asked <= 3
+		}
+		if id, err := d.enrol(t.Context(), t, t.TempDir()); err != nil || id.Enrolment == nil || d.asked != 4 {
+			t.Errorf("%s: %v after %d requests", code, err, d.asked)
+		}
+	}
+}
+
 func TestEnrolGivesUpOnARefusal(t *testing.T) {
 	for _, tt := range []struct {
 		status     int
@@ -241,6 +258,7 @@ func TestEnrolGivesUpOnARefusal(t *testing.T) {
 	}{
 		{401, `{"title":"Unauthorized","detail":"the join token has expired"}`, "the join token has expired"},
 		{403, `{"title":"Forbidden"}`, "Forbidden"},
+		{403, `{"title":"Forbidden","detail":"the device was retired","code":"retired"}`, "was retired"},
 		{409, `no json`, "Conflict"},
 		{422, `{"detail":"validation failed","errors":[{"message":"too long","location":"body.name"}]}`, "body.name too long"},
 		{302, ``, "Found"},

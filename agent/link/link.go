@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ type Link struct {
 	once      uint64 // reports of this epoch below it went out at least once
 	sessions  atomic.Uint64
 	welcomed  atomic.Bool
+	instance  []byte // names this process in each Hello
 	keepAlive time.Duration
 	path      path
 	ways      []way                // Addr, and Shared if there is one
@@ -88,7 +90,7 @@ func New(c Config) (*Link, error) {
 		}
 	}
 	l := &Link{
-		c: c, keepAlive: c.KeepAlive, ways: []way{{c.Addr, c.TLS}}, told: map[string]time.Time{},
+		c: c, instance: newInstance(), keepAlive: c.KeepAlive, ways: []way{{c.Addr, c.TLS}}, told: map[string]time.Time{},
 		path: path{timeout: dialTimeout, quiet: map[netip.Prefix]*quiet{}},
 	}
 	if c.Shared != "" && c.Shared != c.Addr {
@@ -101,6 +103,12 @@ func New(c Config) (*Link, error) {
 		l.ways = append(l.ways, way{c.Shared, config})
 	}
 	return l, nil
+}
+
+func newInstance() []byte {
+	b := make([]byte, wire.InstanceSize)
+	_, _ = rand.Read(b) // never fails
+	return b
 }
 
 // way is where a manager may be reached.
@@ -136,8 +144,12 @@ func (l *Link) Stats() Stats {
 	}
 }
 
+// ErrRetired says that the manager has retired this device for good.
+var ErrRetired = errors.New("the manager has retired this device")
+
 // Run keeps the line up until ctx is done, and then says goodbye and returns
-// nil. Any other return is a fault of the store that does not pass.
+// nil. Any other return is ErrRetired, or a fault of the store that does not
+// pass.
 func (l *Link) Run(ctx context.Context) error {
 	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
 	for {
@@ -147,6 +159,9 @@ func (l *Link) Run(ctx context.Context) error {
 		l.welcomed.Store(false)
 		if stopping(ctx) {
 			return nil
+		}
+		if errors.Is(err, ErrRetired) {
+			return err
 		}
 		var fatal *storeError
 		if errors.As(err, &fatal) && !errors.Is(err, store.ErrWrite) {

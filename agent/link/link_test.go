@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -494,6 +495,36 @@ func TestSession(t *testing.T) {
 		p.welcome(2)
 		p.sent(0, "2-2")
 	})
+	bubble("retired", t, func(_ *testing.T, r *rig) {
+		r.add(1)
+		p := r.connected()
+		p.hello()
+		p.welcome(1)
+		p.sent(0, "1-1")
+		p.down(wire.Down{Retired: true, Tasks: []wire.Task{{}}})
+		_ = p.gone(time.Second)
+		synctest.Wait()
+		if err := r.stop(); !errors.Is(err, link.ErrRetired) || len(r.tasks) != 0 {
+			r.t.Errorf("run: %v after %d tasks, want ErrRetired", err, len(r.tasks))
+		}
+		r.stop = func() error { return nil }
+	})
+	var instances [][]byte
+	for range 2 {
+		bubble("instance", t, func(_ *testing.T, r *rig) {
+			p := r.connected()
+			first := p.hello().Instance
+			p.welcome(1)
+			p.down(wire.Down{Greet: true})
+			if again := p.hello().Instance; len(first) != wire.InstanceSize || !bytes.Equal(first, again) {
+				r.t.Errorf("instance %x became %x", first, again)
+			}
+			instances = append(instances, first)
+		})
+	}
+	if len(instances) != 2 || bytes.Equal(instances[0], instances[1]) {
+		t.Errorf("instances %x, want two different ones", instances)
+	}
 	bubble("not welcome", t, func(_ *testing.T, r *rig) {
 		p := r.connected()
 		began := time.Now()

@@ -366,7 +366,7 @@ func (s *session) newHello() (wire.Up, error) {
 	s.l.welcomed.Store(false)
 	return wire.Up{Hello: &wire.Hello{
 		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
-		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open,
+		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open, Instance: s.l.instance,
 	}}, nil
 }
 
@@ -393,6 +393,9 @@ func (s *session) packet(p packets.ControlPacket) error {
 // down takes a message from the manager, its parts in the order in which they
 // matter to each other.
 func (s *session) down(d wire.Down) error {
+	if d.Retired {
+		return ErrRetired
+	}
 	if d.Error != nil {
 		if err := s.refused(*d.Error); err != nil {
 			return err

@@ -60,10 +60,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var ce *config.Error
 	var ue usageError
 	var re *identity.RefusedError
+	var gone *identity.RetiredError
 	switch {
 	case errors.As(err, &ce), errors.As(err, &ue):
 		return exitUsage
-	case errors.As(err, &re):
+	case errors.As(err, &re), errors.As(err, &gone):
 		return exitRefused
 	}
 	return exitFailed

@@ -398,7 +398,7 @@ func (s *suite) identity() {
 		}
 	}
 	load("")
-	for _, id := range []string{"0d9c8f3e-7d0b-4e0a-9f52-3a4f7e2f9b11", "5f0f7f7c-2b0e-4a57-8a57-0f0d3b7c6f22"} {
+	for _, id := range []string{"0d9c8f3e-7d0b-4e0a-9f52-3a4f7e2f9b11", "", "5f0f7f7c-2b0e-4a57-8a57-0f0d3b7c6f22"} {
 		if err := s.Driver.SaveID(s.ctx, id); err != nil {
 			s.Fatalf("save id: %v", err)
 		}
