@@ -85,18 +85,18 @@ func (b *browser) request(method, path string, body any) *http.Request {
 	return req
 }
 
-// answer is the head of an answer whose body was read.
-type answer struct {
+// reply is the head of an answer whose body was read.
+type reply struct {
 	Status     string
 	StatusCode int
 	Header     http.Header
 	cookies    []*http.Cookie
 }
 
-func (a answer) Cookies() []*http.Cookie { return a.cookies }
+func (a reply) Cookies() []*http.Cookie { return a.cookies }
 
 // do sends a request and returns the answer's head and body.
-func (b *browser) do(method, path string, body any) (answer, []byte) {
+func (b *browser) do(method, path string, body any) (reply, []byte) {
 	b.t.Helper()
 	resp, err := b.http.Do(b.request(method, path, body))
 	if err != nil {
@@ -107,7 +107,7 @@ func (b *browser) do(method, path string, body any) (answer, []byte) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return answer{resp.Status, resp.StatusCode, resp.Header, resp.Cookies()}, text
+	return reply{resp.Status, resp.StatusCode, resp.Header, resp.Cookies()}, text
 }
 
 // want demands a status, and decodes the answer.
