@@ -158,6 +158,40 @@ func TestBulk(t *testing.T) {
 	}
 }
 
+// TestBulkTrust takes devices through every action that changes trust.
+func TestBulkTrust(t *testing.T) {
+	m := start(t)
+	m.pending("waits")
+	m.device(given{name: "works", labels: map[string]string{"site": "fra"}})
+	for _, step := range []struct {
+		body             string
+		changed, refused int
+		trusts           string
+	}{
+		{`{"action":"reject","all":true,"reason":"nobody ordered it"}`, 1, 1, "rejected approved"},
+		{`{"action":"quarantine","selector":"site=fra","reason":"stolen"}`, 1, 0, "rejected quarantined"},
+		{`{"action":"approve","all":true}`, 1, 1, "approved quarantined"},
+		{`{"action":"quarantine","all":true}`, 1, 0, "quarantined quarantined"},
+		{`{"action":"release","all":true,"trust":["quarantined"],"reason":"found"}`, 2, 0, "approved approved"},
+		{`{"action":"release","all":true}`, 0, 0, "approved approved"},
+		{`{"action":"retire","all":true}`, 2, 0, "retired retired"},
+		{`{"action":"release","all":true}`, 0, 2, "retired retired"},
+	} {
+		r, a := m.changeMany(step.body)
+		if r.Changed != step.changed || r.Refused != step.refused {
+			t.Errorf("%s: %+v", step.body, r)
+		}
+		p, _ := want[page[httpapi.Device]](m, 200, "GET", "/api/v1/devices", "", "Pallas-Position", a.position(t))
+		trusts := map[string]string{}
+		for _, d := range p.Items {
+			trusts[d.Name] = d.Trust
+		}
+		if got := trusts["waits"] + " " + trusts["works"]; got != step.trusts {
+			t.Errorf("%s: %s, want %s", step.body, got, step.trusts)
+		}
+	}
+}
+
 // TestBulkExpect refuses when other devices are meant than those that a dry run
 // counted.
 func TestBulkExpect(t *testing.T) {

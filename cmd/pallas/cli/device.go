@@ -20,7 +20,7 @@ import (
 )
 
 // trusts are the states of trust.
-var trusts = []string{"pending", "approved", "retired"}
+var trusts = []string{"pending", "approved", "rejected", "quarantined", "retired"}
 
 func (a *app) devices() *noun[client.Device] {
 	return &noun[client.Device]{
@@ -191,10 +191,13 @@ func (a *app) describeDevice(ctx context.Context, s *session, d client.Device, r
 	}
 
 	if err := r.block("Device "+d.Name,
-		"Id", id, "Trust", string(d.Trust), "Labels", pairs(d.Labels), "Site", place(d.Site), "Notes", str(d.Notes),
+		"Id", id, "Labels", pairs(d.Labels), "Site", place(d.Site), "Notes", str(d.Notes),
 		"Registered", when(d.RegisteredAt, now), "Join token", str(d.JoinToken),
 		"Approved", by(d.ApprovedAt, d.ApprovedBy, now), "Retired", by(d.RetiredAt, d.RetiredBy, now), "Reason", str(d.RetiredReason),
 		"Revision", strconv.FormatInt(d.Revision, 10)); err != nil {
+		return err
+	}
+	if err := r.trusted(d); err != nil {
 		return err
 	}
 	if err := r.block("Connection",
@@ -281,7 +284,7 @@ func by(t *time.Time, who *string, now time.Time) string {
 }
 
 func (a *app) deviceCommand() *cobra.Command {
-	cmd := group("device", "Approve, retire, name, label and describe devices")
+	cmd := group("device", "Decide about devices, name, label and describe them")
 	cmd.Aliases = []string{"devices", "dev"}
 	rename := &cobra.Command{
 		Use: "rename DEVICE NAME", Short: "Give a device another name", Args: cobra.ExactArgs(2), ValidArgsFunction: firstOnly(complete(a, a.devices())),
@@ -292,7 +295,7 @@ func (a *app) deviceCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(a.approveCommand(), a.retireCommand(), a.labelCommand(), rename, a.noteCommand(), a.siteCommand())
+	cmd.AddCommand(a.approveCommand(), a.rejectCommand(), a.quarantineCommand(), a.releaseCommand(), a.rekeyCommand(), a.retireCommand(), a.labelCommand(), rename, a.noteCommand(), a.siteCommand())
 	return cmd
 }
 

@@ -52,7 +52,7 @@ func (a *app) joinTokens() *noun[client.JoinToken] {
 		describe: func(_ context.Context, _ *session, t client.JoinToken, r *report) error {
 			return r.block("Join token "+t.Id.String(),
 				"Name", str(t.Name), "State", string(t.State), "Uses", fmt.Sprintf("%d of %d", t.Uses, t.MaxUses), "Approve", string(t.Approve),
-				"Labels", pairs(t.Labels), "Names", str(t.NamePattern), "Created", by(t.CreatedAt, t.CreatedBy, r.now), "Expires", when(&t.Expires, r.now), "Revoked", by(t.RevokedAt, t.RevokedBy, r.now),
+				"Labels", pairs(t.Labels), "Names", str(t.NamePattern), "For device", str(t.Device), "Created", by(t.CreatedAt, t.CreatedBy, r.now), "Expires", when(&t.Expires, r.now), "Revoked", by(t.RevokedAt, t.RevokedBy, r.now),
 				"Revision", strconv.FormatInt(t.Revision, 10))
 		},
 	}
@@ -122,9 +122,9 @@ func (a *app) joinTokenCommand() *cobra.Command {
 
 func (a *app) createJoinToken() *cobra.Command {
 	var (
-		name, approve, ttl, key, pattern string
-		uses                             int64
-		labelled                         []string
+		name, approve, ttl, key, pattern, device string
+		uses                                     int64
+		labelled                                 []string
 	)
 	cmd := &cobra.Command{
 		Use: "create", Short: "Issue a join token and print its join string",
@@ -137,6 +137,7 @@ func (a *app) createJoinToken() *cobra.Command {
 	f.StringVar(&approve, "approve", "manual", "auto approves a device when it registers, manual lets it wait for pallas approve")
 	f.StringArrayVar(&labelled, "label", nil, "key=value that its devices start with; may be repeated")
 	f.StringVar(&pattern, "name-pattern", "", "names its devices, such as till-{n}: {host} is what a device calls itself, {id8} the beginning of its id, {n} which use of the token it took")
+	f.StringVar(&device, "device", "", "a device that lost its key: it joins once with the new one, and keeps its name, labels and trust")
 	f.StringVar(&key, "idempotency-key", "", "a word of yours: the same command with the same key happens once")
 	_ = cmd.RegisterFlagCompletionFunc("approve", cobra.FixedCompletions([]string{"auto", "manual"}, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -156,9 +157,16 @@ func (a *app) createJoinToken() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if device != "" {
+			d, err := s.findDevice(cmd.Context(), device)
+			if err != nil {
+				return err
+			}
+			device = d.Id.String()
+		}
 		r, err := ask(cmd.Context(), s, func(ctx context.Context) (*client.CreateJoinTokenResponse, error) {
 			return s.api.CreateJoinTokenWithResponse(ctx, &client.CreateJoinTokenParams{IdempotencyKey: one[string](key)}, client.CreateJoinToken{
-				Name: one[string](name), MaxUses: &uses, Ttl: new(int64(life.Seconds())), Approve: new(client.CreateJoinTokenApprove(approve)), Labels: &plain, NamePattern: one[string](pattern),
+				Name: one[string](name), MaxUses: &uses, Ttl: new(int64(life.Seconds())), Approve: new(client.CreateJoinTokenApprove(approve)), Labels: &plain, NamePattern: one[string](pattern), Device: one[string](device),
 			})
 		})
 		if err != nil {

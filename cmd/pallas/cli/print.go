@@ -247,7 +247,7 @@ func (t *table) flush() error {
 // restricted, red is wrong. The word says it too.
 var palette = map[string]string{
 	"connected": "32", "approved": "32", "ok": "32", "on": "32", "running": "32", "succeeded": "32", "active": "32",
-	"pending": "33", "readOnly": "33", "suspended": "33", "requested": "33", "accepted": "33", "cancelled": "33", "unknown": "33",
+	"pending": "33", "quarantined": "31", "readOnly": "33", "suspended": "33", "requested": "33", "accepted": "33", "cancelled": "33", "unknown": "33",
 	"lost": "31", "denied": "31", "unreachable": "31", "failed": "31", "rejected": "31", "expired": "31",
 }
 
