@@ -218,9 +218,6 @@ func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetire
 		at.at, at.actor, e.Reason); err != nil {
 		return err
 	}
-	if err := w.loadRetired("SELECT id FROM devices WHERE trust = 'retired' AND id = ?", string(id)); err != nil {
-		return err
-	}
 	return w.exec(`DELETE FROM vms WHERE device = ?`, string(id))
 }
 

@@ -36,8 +36,18 @@ const noQuarantine = `trust_cause = '', trust_before = '', claim_key = '', claim
 // updateTrust sets a device's trust, an SQL expression, and with it who changed
 // it, when and why, and further columns. A quarantine is over then.
 func (w *writer) updateTrust(at now, id events.DeviceID, trust, reason, columns string, args ...any) error {
-	return w.updateDevice(at, id, "trust = "+trust+", trust_since = ?, trust_by = ?, trust_reason = ?, "+noQuarantine+", "+columns,
-		append([]any{at.at, at.actor, reason}, args...)...)
+	if err := w.updateDevice(at, id, "trust = "+trust+", trust_since = ?, trust_by = ?, trust_reason = ?, "+noQuarantine+", "+columns,
+		append([]any{at.at, at.actor, reason}, args...)...); err != nil {
+		return err
+	}
+	return w.trustChanged(id)
+}
+
+// trustChanged keeps w.retired what the rows say, also after a log that the
+// write side would not write: an approval of what is retired.
+func (w *writer) trustChanged(id events.DeviceID) error {
+	delete(w.retired, id)
+	return w.loadRetired("SELECT id FROM devices WHERE trust = 'retired' AND id = ?", string(id))
 }
 
 func (w *writer) deviceRejected(at now, id events.DeviceID, e events.DeviceRejected) error {
@@ -45,8 +55,11 @@ func (w *writer) deviceRejected(at now, id events.DeviceID, e events.DeviceRejec
 }
 
 func (w *writer) deviceQuarantined(at now, id events.DeviceID, e events.DeviceQuarantined) error {
-	return w.updateDevice(at, id, `trust_before = trust, trust = 'quarantined', trust_since = ?, trust_by = ?,
-		trust_reason = ?, trust_cause = ?, `, at.at, at.actor, e.Reason, string(e.Cause))
+	if err := w.updateDevice(at, id, `trust_before = trust, trust = 'quarantined', trust_since = ?, trust_by = ?,
+		trust_reason = ?, trust_cause = ?, `, at.at, at.actor, e.Reason, string(e.Cause)); err != nil {
+		return err
+	}
+	return w.trustChanged(id)
 }
 
 // deviceReleased does nothing to a device that is not in quarantine, as the
@@ -55,8 +68,11 @@ func (w *writer) deviceReleased(at now, id events.DeviceID, e events.DeviceRelea
 	if err := w.updateDevice(at, id, ""); err != nil {
 		return err
 	}
-	return w.exec("UPDATE devices SET trust = trust_before, trust_since = ?, trust_by = ?, trust_reason = ?, "+noQuarantine+
-		" WHERE id = ? AND trust = 'quarantined'", at.at, at.actor, e.Reason, string(id))
+	if err := w.exec("UPDATE devices SET trust = trust_before, trust_since = ?, trust_by = ?, trust_reason = ?, "+noQuarantine+
+		" WHERE id = ? AND trust = 'quarantined'", at.at, at.actor, e.Reason, string(id)); err != nil {
+		return err
+	}
+	return w.trustChanged(id)
 }
 
 func (w *writer) deviceKeyClaimed(at now, id events.DeviceID, e events.DeviceKeyClaimed) error {
