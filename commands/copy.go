@@ -14,6 +14,7 @@ func (d *Device) copy() Device {
 	c.Site = copySite(d.Site)
 	c.Quarantine = d.Quarantine.copy()
 	c.FormerKeys = slices.Clone(d.FormerKeys)
+	c.Anchors = slices.Clone(d.Anchors)
 	return c
 }
 

@@ -19,6 +19,7 @@ type States struct {
 	Token     JoinToken
 	Access    Access
 	User      User
+	Authority Authority
 }
 
 // Outcome is what was decided. No entries means that nothing has to be
@@ -62,6 +63,14 @@ func Decide(c Command, s States, now time.Time) (Outcome, error) {
 		return plain(s.Device.connect(c))
 	case LoseDevice:
 		return plain(s.Device.lose(c))
+	case RenewCertificate:
+		return plain(s.Device.renew(c, now))
+	case RotateCertificate:
+		return plain(s.Device.rotate(c))
+	case ReportAnchors:
+		return plain(s.Device.reportAnchors(c))
+	case RecordAuthority:
+		return plain(s.Authority.record(c))
 	case ReportInventory:
 		return s.Inventory.report(c, s.Device)
 	case RequestTask:
@@ -187,6 +196,8 @@ func newFolded(s events.Subject) (folded, error) {
 		return &Access{}, nil
 	case events.KindUser:
 		return &User{}, nil
+	case events.KindAuthority:
+		return &Authority{}, nil
 	}
 	return nil, fmt.Errorf("subject %q: no aggregate of this package", s)
 }

@@ -53,8 +53,16 @@ type Device struct {
 	// Certificates are those that have not expired, at most the newest 8,
 	// oldest first.
 	Certificates []events.CertificateIssued `json:"certificates,omitempty"`
-	JoinToken    events.TokenID             `json:"joinToken"`
-	Revision     uint64                     `json:"revision"`
+	// Newest is the certificate that was issued last, also when it has expired.
+	Newest events.CertificateIssued `json:"newest,omitzero"`
+	// RotationAt is since when the device is to get another certificate, zero
+	// when it is not.
+	RotationAt time.Time `json:"rotationAt,omitzero"`
+	// Anchors name the CAs that the device accepts the manager by, sorted; nil
+	// while it has only ever had the one that issued its certificate.
+	Anchors   []string       `json:"anchors,omitempty"`
+	JoinToken events.TokenID `json:"joinToken"`
+	Revision  uint64         `json:"revision"`
 }
 
 // maxCertificates is how many certificates of a device are remembered.
@@ -294,6 +302,11 @@ func (d *Device) fold(r events.Record) {
 			d.Trust = TrustApproved
 		case events.CertificateIssued:
 			d.Certificates = append(slices.Clone(d.Certificates), e)
+			d.Newest, d.RotationAt = e, time.Time{}
+		case events.CertificateRotationRequested:
+			d.RotationAt = r.Time
+		case events.DeviceAnchorsChanged:
+			d.Anchors = slices.Clone(e.Anchors)
 		case events.DeviceConnected:
 			d.Connected, d.Address, d.AgentVersion, d.Protocol = true, e.Address, e.AgentVersion, e.Protocol
 		case events.DeviceLost:

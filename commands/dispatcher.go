@@ -355,6 +355,8 @@ func (s *States) set(f folded) {
 		s.Access = *f
 	case *User:
 		s.User = *f
+	case *Authority:
+		s.Authority = *f
 	}
 }
 
@@ -522,6 +524,11 @@ func recent[P folded](ctx context.Context, d *Dispatcher, s events.Subject) (P, 
 		return zero, fmt.Errorf("read %s: it is a %T", s, e.state)
 	}
 	return p, nil
+}
+
+// Authority returns what the log knows of the devices' CA.
+func (d *Dispatcher) Authority(ctx context.Context) (Authority, error) {
+	return read[Authority](ctx, d, events.AuthoritySubject())
 }
 
 // read returns a copy of an aggregate's state that the caller may change.

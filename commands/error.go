@@ -44,6 +44,9 @@ const (
 	CodeGrantLimit  = "grant_limit"  // the user has too many grants
 	CodeTokenLimit  = "token_limit"  // the user has too many API tokens
 	CodeTokenDevice = "token_device" // the join token is for another device
+	CodeKey         = "unknown_key"  // the key is not the one that the device registered with
+	CodeLapsed      = "lapsed"       // the certificate ended too long ago to be renewed by its key
+	CodeRenewals    = "renewals"     // the device got too many certificates lately
 )
 
 // Error is a refusal. Nothing was written.

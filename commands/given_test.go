@@ -72,6 +72,8 @@ func (h history) states() States {
 			s.Access.fold(r)
 		case events.KindUser:
 			s.User.fold(r)
+		case events.KindAuthority:
+			s.Authority.fold(r)
 		}
 	}
 	return s

@@ -84,7 +84,8 @@ func checkKeyHash(field, s string) *Error {
 	return nil
 }
 
-// checkSubject accepts the aggregate of a well-formed device, token or user id.
+// checkSubject accepts the aggregate of a well-formed device, token or user id, and
+// those that there is one of.
 func checkSubject(s events.Subject) error {
 	id := s.Key()
 	switch s.Kind() {
@@ -92,6 +93,10 @@ func checkSubject(s events.Subject) error {
 		return first(checkToken(events.TokenID(id)))
 	case events.KindAccess:
 		return nil
+	case events.KindAuthority:
+		if s == events.AuthoritySubject() {
+			return nil
+		}
 	case events.KindUser:
 		if id == string(events.Nobody) {
 			return nil

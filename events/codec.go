@@ -101,6 +101,8 @@ var codecs = []codec{
 	codecOf[DeviceReleased](1),
 	codecOf[DeviceKeyClaimed](1),
 	codecOf[DeviceRekeyed](1),
+	codecOf[CertificateRotationRequested](1),
+	codecOf[DeviceAnchorsChanged](1),
 	codecOf[HostObserved](1),
 	codecOf[HostConditionChanged](1),
 	codecOf[VMObserved](1),
@@ -136,6 +138,10 @@ var codecs = []codec{
 	codecOf[SignInFailed](1),
 	codecOf[SessionEnded](1),
 	codecOf[AccessDenied](1),
+	codecOf[AuthorityPrepared](1),
+	codecOf[AuthoritySwitched](1),
+	codecOf[AuthorityRetired](1),
+	codecOf[AuthorityAdopted](1),
 }
 
 var codecByName = func() map[string]codec {

@@ -236,9 +236,12 @@ func TestUnknown(t *testing.T) {
 
 func TestDamagedPayload(t *testing.T) {
 	for _, e := range examples() {
-		for _, data := range []string{``, `null`, `7`, `[]`, `"x"`, `{`, `{"vm":`, `{}{}`, `{"name":7,"vm":7,"task":7,"policy":7,"serial":7,"address":7,"labels":7,"reason":7,"host":7,"condition":7,"hash":7,"token":7,"device":7,"notes":7,"limit":7,"user":7,"how":7,"expires":7,"method":7,"count":"x","operation":7}`} {
-			if _, ok := e.(events.JoinTokenRevoked); ok && strings.HasPrefix(data, `{"n`) {
-				continue // it has no field to be wrong
+		for _, data := range []string{``, `null`, `7`, `[]`, `"x"`, `{`, `{"vm":`, `{}{}`, `{"name":7,"vm":7,"task":7,"policy":7,"serial":7,"address":7,"labels":7,"reason":7,"host":7,"condition":7,"hash":7,"token":7,"device":7,"notes":7,"limit":7,"user":7,"how":7,"expires":7,"method":7,"count":"x","operation":7,"active":7,"anchors":7}`} {
+			switch e.(type) {
+			case events.JoinTokenRevoked, events.CertificateRotationRequested:
+				if strings.HasPrefix(data, `{"n`) {
+					continue // it has no field to be wrong
+				}
 			}
 			if got, err := events.DecodeEvent(e.Type(), 1, json.RawMessage(data)); err == nil {
 				t.Errorf("%s: payload %s decodes to %+v, want an error", e.Type(), data, got)

@@ -34,6 +34,11 @@ type CertificateIssued struct {
 	KeyHash   string    `json:"keyHash"`
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
+	// Issuer names the CA that signed it: the first 8 bytes of the SHA-256 of its
+	// certificate, in lower-case hex.
+	Issuer string `json:"issuer,omitempty"`
+	// Reason is why the device got it.
+	Reason CertificateReason `json:"reason,omitempty"`
 }
 
 // DeviceConnected says that the device opened a session and greeted the

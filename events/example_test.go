@@ -14,6 +14,7 @@ const (
 	exampleToken  = events.TokenID("01976b2e-7c3d-7a41-b5f8-2d9c0e6f1a34")
 	exampleUser   = events.UserID("019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4e")
 	exampleGrant  = events.GrantID("019e1b7a-5a40-7c35-9d3c-2f0a1b2c3d4f")
+	exampleNext   = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
 	exampleHash   = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 )
 
@@ -46,7 +47,10 @@ func examples() []events.Event {
 		events.CertificateIssued{
 			Serial: "5d2c9e4f1a7b3086", KeyHash: exampleHash,
 			NotBefore: at("2031-05-06T07:03:09Z"), NotAfter: at("2031-08-04T07:08:09Z"),
+			Issuer: exampleHash[:16], Reason: events.CertificateEnrol,
 		},
+		events.CertificateRotationRequested{},
+		events.DeviceAnchorsChanged{Anchors: []string{exampleHash[:16], exampleHash[16:32]}},
 		events.DeviceConnected{Address: "198.51.100.23", AgentVersion: "1.0.0", Protocol: 1},
 		events.DeviceLost{Reason: "Stale Connection", Since: at("2031-05-06T07:20:41.52Z")},
 		events.DeviceLabelled{Labels: map[string]string{"site": "fra", "role": "kiosk", "floor": "2"}},
@@ -123,6 +127,10 @@ func examples() []events.Event {
 		events.SignInFailed{Method: events.MethodPassword, Reason: "wrong password"},
 		events.SessionEnded{Count: 2, Reason: "the password was changed"},
 		events.AccessDenied{Operation: "retire-device", Permission: "devices:retire"},
+		events.AuthorityPrepared{Active: exampleHash, Next: exampleNext, NotAfter: at("2051-05-06T07:08:09Z"), Since: at("2031-05-06T07:08:09Z")},
+		events.AuthoritySwitched{Active: exampleNext, Former: exampleHash, Since: at("2031-05-13T07:08:09Z")},
+		events.AuthorityRetired{Active: exampleNext, Former: exampleHash},
+		events.AuthorityAdopted{Active: exampleHash},
 	}
 }
 

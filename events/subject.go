@@ -20,11 +20,12 @@ const (
 	KindToken     = "token"     // join tokens
 	KindAccess    = "access"    // which users there are and what each may do
 	KindUser      = "user"      // what a user does to get in: passwords, tokens, sessions
+	KindAuthority = "authority" // the CA of the devices
 )
 
 // Kinds lists every kind of aggregate, in the order of their declaration.
 func Kinds() []string {
-	return []string{KindDevice, KindInventory, KindTasks, KindToken, KindAccess, KindUser}
+	return []string{KindDevice, KindInventory, KindTasks, KindToken, KindAccess, KindUser, KindAuthority}
 }
 
 // DeviceSubject is the aggregate of a device's identity, trust and presence.
@@ -45,6 +46,12 @@ func AccessSubject() Subject { return Subject("ev.access." + Nobody) }
 
 // UserSubject is the aggregate of how one user gets in.
 func UserSubject(id UserID) Subject { return Subject("ev.user." + id) }
+
+// AuthoritySubject is the aggregate of the CA that signs the certificates of
+// devices. There is one.
+func AuthoritySubject() Subject { return "ev.authority." + authorityKey }
+
+const authorityKey = "devices"
 
 // Kind returns the middle part of the subject, such as "device".
 func (s Subject) Kind() string { k, _, _ := s.parts(); return k }

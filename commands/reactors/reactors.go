@@ -166,7 +166,7 @@ func (r *Reactors) see(rec events.Record, old bool) {
 		switch en.Event.(type) {
 		case events.TaskRequested, events.TaskCancelRequested:
 			r.tasks.look(device)
-		case events.DeviceApproved:
+		case events.DeviceApproved, events.CertificateRotationRequested:
 			r.doors.open(visit{device, refresh})
 		case events.DeviceRejected:
 			r.doors.open(visit{device, kickRejected})
