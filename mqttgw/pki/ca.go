@@ -77,10 +77,15 @@ func Create(dir string, now time.Time, name string) (*CA, error) {
 }
 
 func create(dir string, now time.Time, name string) (*CA, error) {
+	return createAs(dir, CertFile, KeyFile, now, name)
+}
+
+// createAs is create with other names for the files.
+func createAs(dir, certFile, keyFile string, now time.Time, name string) (*CA, error) {
 	if name == "" || len(name) > 64 {
 		return nil, fmt.Errorf("name %q: want 1 to 64 bytes", name)
 	}
-	for _, f := range []string{CertFile, KeyFile} {
+	for _, f := range []string{certFile, keyFile} {
 		switch _, err := os.Lstat(filepath.Join(dir, f)); {
 		case err == nil:
 			return nil, fmt.Errorf("%s: %w", f, fs.ErrExist)
@@ -105,7 +110,8 @@ func create(dir string, now time.Time, name string) (*CA, error) {
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true,
+		// One CA may stand below it: the one that it takes over from.
+		MaxPathLen: 1,
 		// The CA's own list bounds what its leaves can be used for, so that
 		// whoever imports it into a browser or a system trusts it for TLS
 		// only.
@@ -128,10 +134,10 @@ func create(dir string, now time.Time, name string) (*CA, error) {
 	}
 	// The key first: a key without a certificate is of no use to anybody, and
 	// whoever loses a race for it stops here.
-	if err := writeNew(filepath.Join(dir, KeyFile), encodePEM(keyBlock, pkcs8), 0o600); err != nil {
+	if err := writeNew(filepath.Join(dir, keyFile), encodePEM(keyBlock, pkcs8), 0o600); err != nil {
 		return nil, err
 	}
-	if err := writeNew(filepath.Join(dir, CertFile), encodePEM(certBlock, der), 0o644); err != nil {
+	if err := writeNew(filepath.Join(dir, certFile), encodePEM(certBlock, der), 0o644); err != nil {
 		return nil, err
 	}
 	return &CA{cert: cert, key: key}, nil
@@ -147,18 +153,21 @@ func Load(dir string) (*CA, error) {
 	return ca, nil
 }
 
-func load(dir string) (*CA, error) {
-	certDER, err := readPEM(filepath.Join(dir, CertFile), certBlock)
+func load(dir string) (*CA, error) { return loadAs(dir, CertFile, KeyFile) }
+
+// loadAs is load with other names for the files.
+func loadAs(dir, certFile, keyFile string) (*CA, error) {
+	certDER, err := readPEM(filepath.Join(dir, certFile), certBlock)
 	if err != nil {
 		return nil, err
 	}
-	keyPath := filepath.Join(dir, KeyFile)
+	keyPath := filepath.Join(dir, keyFile)
 	info, err := os.Stat(keyPath)
 	if err != nil {
 		return nil, err
 	}
 	if m := info.Mode().Perm(); m&0o077 != 0 {
-		return nil, fmt.Errorf("%s has mode %04o, want 0600 (chmod 600 %s): %w", KeyFile, m, keyPath, ErrExposed)
+		return nil, fmt.Errorf("%s has mode %04o, want 0600 (chmod 600 %s): %w", keyFile, m, keyPath, ErrExposed)
 	}
 	keyDER, err := readPEM(keyPath, keyBlock)
 	if err != nil {
@@ -166,18 +175,18 @@ func load(dir string) (*CA, error) {
 	}
 	cert, err := x509.ParseCertificate(certDER)
 	if err != nil {
-		return nil, fmt.Errorf("%s is %w: %w", CertFile, ErrDamaged, err)
+		return nil, fmt.Errorf("%s is %w: %w", certFile, ErrDamaged, err)
 	}
 	if !cert.IsCA || !cert.BasicConstraintsValid || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return nil, fmt.Errorf("%s is %w: not the certificate of a CA", CertFile, ErrDamaged)
+		return nil, fmt.Errorf("%s is %w: not the certificate of a CA", certFile, ErrDamaged)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(keyDER)
 	if err != nil {
-		return nil, fmt.Errorf("%s is %w: %w", KeyFile, ErrDamaged, err)
+		return nil, fmt.Errorf("%s is %w: %w", keyFile, ErrDamaged, err)
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("%s is %w: not an ECDSA P-256 key", KeyFile, ErrDamaged)
+		return nil, fmt.Errorf("%s is %w: not an ECDSA P-256 key", keyFile, ErrDamaged)
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, ErrMismatch
@@ -203,6 +212,17 @@ func (c *CA) Pool() *x509.CertPool {
 func (c *CA) Fingerprint() []byte {
 	sum := sha256.Sum256(c.cert.Raw)
 	return sum[:]
+}
+
+// Issuer returns the [AnchorID] of the CA, which issued all certificates that it
+// is asked about.
+func (c *CA) Issuer(*x509.Certificate) string { return AnchorID(c.cert) }
+
+// AnchorID names a CA in few bytes, for the device protocol and for people: the
+// first 8 bytes of the SHA-256 of its certificate (DER), in lower-case hex.
+func AnchorID(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.Raw)
+	return hex.EncodeToString(sum[:8])
 }
 
 // IssueDevice signs a certificate for the device after [VerifyCSR]. life 0

@@ -71,7 +71,7 @@ func TestCreateThenLoad(t *testing.T) {
 	}
 
 	c := made.Certificate()
-	if !c.IsCA || !c.MaxPathLenZero || c.MaxPathLen != 0 || c.Subject.CommonName != "Test CA" || c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
+	if !c.IsCA || c.MaxPathLen != 1 || c.Subject.CommonName != "Test CA" || c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
 		t.Errorf("CA certificate: IsCA %v, path length %d, usage %b, subject %s", c.IsCA, c.MaxPathLen, c.KeyUsage, c.Subject)
 	}
 	entries, err := os.ReadDir(dir)

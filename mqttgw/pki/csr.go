@@ -34,7 +34,19 @@ func ParseCSR(b []byte) (*x509.CertificateRequest, error) {
 	case len(p.Headers) != 0 || strings.TrimSpace(string(rest)) != "":
 		return nil, refuse("something beside the one PEM block")
 	}
-	csr, err := x509.ParseCertificateRequest(p.Bytes)
+	return parseCSR(p.Bytes)
+}
+
+// ParseCSRDER is [ParseCSR] for the binary form, as the device protocol has it.
+func ParseCSRDER(b []byte) (*x509.CertificateRequest, error) {
+	if len(b) > MaxCSR {
+		return nil, refuse("%d bytes, at most %d", len(b), MaxCSR)
+	}
+	return parseCSR(b)
+}
+
+func parseCSR(der []byte) (*x509.CertificateRequest, error) {
+	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		return nil, refuse("not a PKCS #10 request")
 	}

@@ -220,3 +220,22 @@ func FuzzParseCSR(f *testing.F) {
 		}
 	})
 }
+
+// The same for the binary form.
+func FuzzParseCSRDER(f *testing.F) {
+	f.Add(newCSR(f, newKey(f), nil).Raw)
+	f.Add([]byte{0x30, 0x82})
+	f.Add([]byte(""))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		csr, err := pki.ParseCSRDER(b)
+		if err != nil {
+			if !errors.Is(err, pki.ErrCSR) || csr != nil {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		if err := pki.VerifyCSR(csr, device); err != nil && !errors.Is(err, pki.ErrCSR) {
+			t.Fatalf("refused with %v", err)
+		}
+	})
+}

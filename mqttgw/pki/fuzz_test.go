@@ -77,3 +77,40 @@ func FuzzTicketKeys(f *testing.F) {
 		}
 	})
 }
+
+// Whatever the file says of the replacement of the CA, the directory is either
+// refused or has an active CA, and an authority that runs keeps one.
+func FuzzRollover(f *testing.F) {
+	dir := f.TempDir()
+	if _, err := pki.Create(dir, now, "Test CA"); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := pki.Prepare(dir, now); err != nil {
+		f.Fatal(err)
+	}
+	path := filepath.Join(dir, "rollover.json")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	for _, phase := range []string{"steady", "switched", "retiring", ""} {
+		f.Add(bytes.Replace(good, []byte("prepared"), []byte(phase), 1))
+	}
+	f.Add([]byte("{"))
+	running, err := pki.Open(dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := pki.Open(dir); err == nil && (a.State().Active() == nil || len(a.State().Anchors()) == 0) {
+			t.Fatalf("%q: no active CA", b)
+		}
+		if _, err := running.Reload(); running.State().Active() == nil {
+			t.Fatalf("%q: no active CA any more: %v", b, err)
+		}
+	})
+}

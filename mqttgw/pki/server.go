@@ -57,13 +57,15 @@ func (c *CA) issueServer(hosts []string, now time.Time, life time.Duration) (tls
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, c.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// ServerConfig says what a [ServerSource] issues. CA, Hosts and Now are
-// needed; Life 0 means ServerLife.
+// ServerConfig says what a [ServerSource] issues. Hosts, Now and one of CA and
+// Authority are needed; Life 0 means ServerLife.
 type ServerConfig struct {
-	CA    *CA
-	Hosts []string
-	Life  time.Duration
-	Now   func() time.Time
+	CA *CA
+	// Authority is for a CA that may be replaced: the certificate follows.
+	Authority *Authority
+	Hosts     []string
+	Life      time.Duration
+	Now       func() time.Time
 }
 
 // ServerSource holds a server certificate and makes a new one in time. It is
@@ -73,12 +75,13 @@ type ServerSource struct {
 
 	mu    sync.Mutex
 	cert  *tls.Certificate
+	of    *State    // of the Authority, when the certificate was issued
 	renew time.Time // when the next one is due
 }
 
 // NewServerSource issues the first certificate.
 func NewServerSource(config ServerConfig) (*ServerSource, error) {
-	if config.CA == nil || config.Now == nil {
+	if (config.CA == nil) == (config.Authority == nil) || config.Now == nil {
 		return nil, errors.New("server certificate source without a CA or a clock")
 	}
 	if config.Life == 0 {
@@ -92,12 +95,14 @@ func NewServerSource(config ServerConfig) (*ServerSource, error) {
 }
 
 // GetCertificate is for tls.Config. It renews once two thirds of the
-// certificate's life have passed. A failed renewal keeps the certificate as
-// long as it is valid; the next handshake tries again.
+// certificate's life have passed, and when the CAs are others than before. A
+// failed renewal keeps the certificate as long as it is valid; the next handshake
+// tries again.
 func (s *ServerSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.config.Now(); !now.Before(s.renew) {
+	changed := s.config.Authority != nil && s.config.Authority.State() != s.of
+	if now := s.config.Now(); changed || !now.Before(s.renew) {
 		if err := s.issue(now); err != nil && !now.Before(s.cert.Leaf.NotAfter) {
 			return nil, err
 		}
@@ -106,11 +111,16 @@ func (s *ServerSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 }
 
 func (s *ServerSource) issue(now time.Time) error {
-	cert, err := s.config.CA.IssueServer(s.config.Hosts, now, s.config.Life)
+	issue, of := s.config.CA.IssueServer, (*State)(nil)
+	if s.config.Authority != nil {
+		of = s.config.Authority.State()
+		issue = of.IssueServer
+	}
+	cert, err := issue(s.config.Hosts, now, s.config.Life)
 	if err != nil {
 		return err
 	}
-	s.cert = &cert
+	s.cert, s.of = &cert, of
 	s.renew = now.Add(cert.Leaf.NotAfter.Sub(now) * 2 / 3)
 	return nil
 }

@@ -32,7 +32,7 @@ func TestCDDLNamesEveryField(t *testing.T) {
 		"vm": wire.VM{}, "vm-patch": wire.VMPatch{}, "vm-gone": wire.VMGone{}, "disk": wire.Disk{}, "nic": wire.NIC{},
 		"inventory": wire.Inventory{}, "task-state": wire.TaskState{}, "down": wire.Down{}, "welcome": wire.Welcome{},
 		"settings": wire.Settings{}, "receipt": wire.Receipt{}, "resend": wire.Resend{}, "task": wire.Task{},
-		"error": wire.Error{}, "join": wire.Join{},
+		"error": wire.Error{}, "renewal": wire.Renewal{}, "certificate": wire.Certificate{}, "join": wire.Join{},
 	} {
 		lines := ruleLines(t, string(text), rule)
 		if rule == "report" {
@@ -108,6 +108,10 @@ func TestCDDLLimits(t *testing.T) {
 		fmt.Sprintf("tstr .size (0..%d)", wire.MaxText),
 		fmt.Sprintf("hash = bstr .size %d", wire.HashSize),
 		fmt.Sprintf("instance = bstr .size %d", wire.InstanceSize),
+		fmt.Sprintf("anchor = bstr .size %d", wire.AnchorSize),
+		fmt.Sprintf("der = bstr .size (1..%d)", wire.MaxCertificate),
+		fmt.Sprintf("? 7: [0*%d anchor]", wire.MaxAnchors),
+		fmt.Sprintf("2: [0*%d der]", wire.MaxAnchors),
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the CDDL does not say %q", want)
@@ -187,6 +191,9 @@ func TestCDDLRefuses(t *testing.T) {
 		"task without deadline":  {"down", m{1: 1, 4: []m{{1: id, 2: "vm.reset"}}}},
 		"boot before 1970":       {"up", m{1: 1, 3: 1, 4: []any{m{1: 1, 2: 1, 6: m{1: "vm-1", 13: -1}}}}},
 		"an integer for a truth": {"down", m{1: 1, 7: 1}},
+		"short anchor":           {"up", m{1: 1, 7: []any{id[:7]}}},
+		"renewal without a CSR":  {"up", m{1: 1, 6: m{}}},
+		"certificate, no CAs":    {"down", m{1: 1, 11: m{1: id}}},
 	} {
 		if err := s.match(tc.rule, mustCBOR(t, tc.v)); err == nil {
 			t.Errorf("%s: accepted", name)

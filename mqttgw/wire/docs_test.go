@@ -55,12 +55,15 @@ func TestProtocolPage(t *testing.T) {
 | a text | %d bytes of UTF-8 |
 | virtual machines of a host | %d |
 | disks, network cards, addresses, datastores, networks of one object; tasks in a list | %d |
+| a certificate, a certificate request | %d bytes |
+| CAs that a device trusts at once | %d |
 | epochs and numbers | below 2^53 |
 | nesting, keys of a map, elements of an array in CBOR | 8, 64, 4096 |
 
 Each example as bytes, and in diagnostic notation (RFC 8949 §8). They are the files of
 mqttgw/wire/testdata/golden, where they are with field names too.
-`, wire.MaxPacket, wire.MaxInflation, wire.MaxReports, wire.MaxTasks, wire.MaxText, wire.MaxVMs, wire.MaxItems)
+`, wire.MaxPacket, wire.MaxInflation, wire.MaxReports, wire.MaxTasks, wire.MaxText, wire.MaxVMs, wire.MaxItems,
+		wire.MaxCertificate, wire.MaxAnchors)
 	for _, g := range goldens() {
 		diag, err := os.ReadFile(goldenDir + "/" + g.name + ".diag")
 		if err != nil {
@@ -167,6 +170,10 @@ func asyncType(t *testing.T, text, typ, indent string) string {
 		return indent + "type: string\n" + indent + "format: bytes\n" + indent + "minLength: 16\n" + indent + "maxLength: 16\n"
 	case "instance":
 		return indent + "type: string\n" + indent + "format: bytes\n" + indent + "minLength: 8\n" + indent + "maxLength: 8\n"
+	case "anchor":
+		return fmt.Sprintf("%[1]stype: string\n%[1]sformat: bytes\n%[1]sminLength: %[2]d\n%[1]smaxLength: %[2]d\n", indent, wire.AnchorSize)
+	case "der":
+		return fmt.Sprintf("%[1]stype: string\n%[1]sformat: bytes\n%[1]sminLength: 1\n%[1]smaxLength: %[2]d\n", indent, wire.MaxCertificate)
 	case "power", "tools":
 		m := regexp.MustCompile(`(?m)^` + typ + ` = (.*)$`).FindStringSubmatch(text)
 		return asyncType(t, text, m[1], indent)

@@ -80,7 +80,13 @@ var (
 	golHash = []byte{0x9f, 0x86, 0xd0, 0x81, 0x88, 0x4c, 0x7d, 0x65, 0x9a, 0x2f, 0xea, 0xa0, 0xc5, 0x5a, 0xd0, 0x15}
 	golTask = uuid.MustParse("0f8fad5b-d9cb-569f-a165-70867728950e")
 	golOpen = uuid.MustParse("7c9e6679-7425-50de-944b-e07fc1f90ae7")
-	golTime = time.Date(2026, 11, 23, 9, 30, 0, 250_000_000, time.UTC)
+	// What stands for a request and for certificates: the protocol does not look
+	// into them.
+	golCSR    = []byte("the bytes of a certificate request")
+	golLeaf   = []byte("the bytes of a certificate")
+	golCA     = []byte("the bytes of a CA's certificate")
+	golNextCA = []byte("the bytes of another one")
+	golTime   = time.Date(2026, 11, 23, 9, 30, 0, 250_000_000, time.UTC)
 )
 
 func golHost() wire.Host {
@@ -132,6 +138,12 @@ func goldens() []golden {
 			Agent: "1.1.0", Epoch: 6021234567890123, First: 17, Next: 17, Inventory: golHash, Time: golTime, Instance: []byte{0x1f, 0x0e, 0x2d, 0x3c, 0x4b, 0x5a, 0x69, 0x78},
 		}}},
 		{name: "up-bye", up: &wire.Up{Version: 1, Bye: &wire.Bye{Reason: "shutting down"}}},
+		{name: "up-hello-anchors", up: &wire.Up{
+			Version: 1, Hello: &wire.Hello{Agent: "1.0.0", Epoch: 6021234567890123, First: 17, Next: 17, Inventory: golHash, Time: golTime},
+			Anchors: [][]byte{golHash[:8], golHash[8:]},
+		}},
+		{name: "up-anchors", up: &wire.Up{Version: 1, Anchors: [][]byte{golHash[:8]}}},
+		{name: "up-renewal", up: &wire.Up{Version: 1, Renewal: &wire.Renewal{CSR: golCSR}}},
 		{name: "up-host", up: up(wire.Report{Host: ptr(golHost())})},
 		{name: "up-host-bare", up: up(wire.Report{Host: &wire.Host{Name: "esx"}})},
 		{name: "up-condition", up: up(wire.Report{Condition: &wire.Condition{Condition: wire.ConditionUnreachable, Message: "dial tcp 192.0.2.1:443: i/o timeout"}})},
@@ -166,6 +178,10 @@ func goldens() []golden {
 		{name: "down-resend", down: &wire.Down{Version: 1, Resend: &wire.Resend{Epoch: 6021234567890123, Seq: 18}}},
 		{name: "down-resync", down: &wire.Down{Version: 1, Resync: true}},
 		{name: "down-error", down: &wire.Down{Version: 1, Error: &wire.Error{Code: wire.ErrorInvalid, Message: "vm id \"a b\": want 1 to 64 letters, digits, '.', '_' or '-'", Seq: 17}}},
+		{name: "down-certificate", down: &wire.Down{Version: 1, Certificate: &wire.Certificate{Leaf: golLeaf, CAs: [][]byte{golCA}}}},
+		{name: "down-certificate-cas", down: &wire.Down{Version: 1, Certificate: &wire.Certificate{CAs: [][]byte{golCA, golNextCA}}}},
+		{name: "down-renew", down: &wire.Down{Version: 1, Renew: true}},
+		{name: "down-error-renewal", down: &wire.Down{Version: 1, Error: &wire.Error{Code: wire.ErrorRenewal, Message: "certificate request refused: signature: not made by the request's own key"}}},
 		{name: "down-greet", down: &wire.Down{Version: 1, Greet: true}},
 		{name: "down-retired", down: &wire.Down{Version: 1, Retired: true}},
 	}
@@ -304,7 +320,7 @@ func futures(t testing.TB) map[string]future {
 	vm := m{1: "vm-1", 2: "a", 3: "hibernated", 10: "running", 14: "later", 99: []any{m{1: m{2: 3}}}}
 	return map[string]future{
 		"up": {"up", mustCBOR(t, m{
-			1: 1, 3: 5, 6: m{1: "x"}, 4: []any{
+			1: 1, 3: 5, 8: m{1: "x"}, 4: []any{
 				m{1: 1, 2: 1.5, 5: vm},
 				m{1: 2, 2: nil, 12: m{1: "a kind of tomorrow"}},
 				m{1: 3, 2: 1, 9: m{1: golTask[:], 2: "paused", 6: true}},

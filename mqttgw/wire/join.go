@@ -102,6 +102,9 @@ func CAFingerprint(c *x509.Certificate) []byte {
 	return sum[:]
 }
 
+// AnchorID names a CA in few bytes: the first AnchorSize of its CAFingerprint.
+func AnchorID(c *x509.Certificate) []byte { return CAFingerprint(c)[:AnchorSize] }
+
 // EnrollPath is where a device posts an [EnrollRequest].
 const EnrollPath = "/api/v1/enroll"
 
@@ -121,12 +124,24 @@ type EnrollRequest struct {
 	CSR string `json:"csr" maxLength:"8192" example:"-----BEGIN CERTIFICATE REQUEST-----…" doc:"PEM certificate request: ECDSA P-256, common name = device, signed by the device's key. Anything else it asks for is ignored."`
 }
 
+// RenewPath is where a device posts a [RenewRequest].
+const RenewPath = "/api/v1/renew"
+
+// RenewRequest asks for another certificate in place of one that is not good any
+// more: it ended while the device was away, or its CA was replaced. It is JSON
+// over HTTPS, answered by an [EnrollResponse]. The device's key, by which the CSR
+// is signed, is all the proof; a repeat yields certificates for that key only.
+type RenewRequest struct {
+	Device string `json:"device" minLength:"36" maxLength:"36" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"The device's id."`
+	CSR    string `json:"csr" maxLength:"8192" example:"-----BEGIN CERTIFICATE REQUEST-----…" doc:"PEM certificate request: ECDSA P-256, common name = device, signed by the key that the device registered with. Anything else it asks for is ignored."`
+}
+
 // EnrollResponse holds the certificate and where to use it.
 type EnrollResponse struct {
 	Device string `json:"device" example:"6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f" doc:"The device's id."`
 	// Certificate and CA are PEM.
 	Certificate string `json:"certificate" example:"-----BEGIN CERTIFICATE-----…" doc:"The device's certificate, PEM. It is for client authentication only."`
-	CA          string `json:"ca" example:"-----BEGIN CERTIFICATE-----…" doc:"The certificate authority that the device door's certificate chains to, PEM."`
+	CA          string `json:"ca" example:"-----BEGIN CERTIFICATE-----…" doc:"The certificate authorities that the device door's certificate chains to, PEM: one, or two while one takes over from the other."`
 	// MQTT is the host:port of the device door.
 	MQTT string `json:"mqtt" example:"manager.example:8883" doc:"Where the device door is: host:port, MQTT 3.1.1 over mutual TLS."`
 	// Approved says whether the device may be managed at once.

@@ -34,6 +34,22 @@ func (u Up) validate() error {
 	if u.Bye != nil && len(u.Bye.Reason) > MaxText {
 		return fmt.Errorf("bye: %w", ErrTooLarge)
 	}
+	if r := u.Renewal; r != nil {
+		switch {
+		case len(r.CSR) == 0:
+			return fmt.Errorf("renewal without a certificate request: %w", ErrMalformed)
+		case len(r.CSR) > MaxCertificate:
+			return fmt.Errorf("renewal: certificate request of %d bytes, at most %d: %w", len(r.CSR), MaxCertificate, ErrTooLarge)
+		}
+	}
+	if len(u.Anchors) > MaxAnchors {
+		return fmt.Errorf("%d anchors, at most %d: %w", len(u.Anchors), MaxAnchors, ErrTooLarge)
+	}
+	for _, a := range u.Anchors {
+		if len(a) != AnchorSize {
+			return fmt.Errorf("anchor of %d bytes, want %d: %w", len(a), AnchorSize, ErrMalformed)
+		}
+	}
 	for i := range u.Reports {
 		r := &u.Reports[i]
 		if r.Seq == 0 || r.Seq >= 1<<53 || (i > 0 && r.Seq != u.Reports[i-1].Seq+1) {
@@ -72,6 +88,19 @@ func (d *Down) validate() error {
 		}
 		if !tidy(&t.Deadline) {
 			return fmt.Errorf("task %s: deadline beyond year 9999: %w", t.ID, ErrMalformed)
+		}
+	}
+	if c := d.Certificate; c != nil {
+		if len(c.CAs) == 0 {
+			return fmt.Errorf("certificate without a CA: %w", ErrMalformed)
+		}
+		if len(c.CAs) > MaxAnchors || len(c.Leaf) > MaxCertificate {
+			return fmt.Errorf("certificate of %d bytes, %d CAs: %w", len(c.Leaf), len(c.CAs), ErrTooLarge)
+		}
+		for _, ca := range c.CAs {
+			if len(ca) == 0 || len(ca) > MaxCertificate {
+				return fmt.Errorf("CA of %d bytes, want 1 to %d: %w", len(ca), MaxCertificate, ErrTooLarge)
+			}
 		}
 	}
 	if d.Error != nil && (len(d.Error.Code) > MaxText || len(d.Error.Message) > MaxText) {

@@ -19,7 +19,13 @@ const (
 	MaxText    = 4 << 10   // bytes of any text field
 	MaxVMs     = 2000      // virtual machines of one host
 	MaxItems   = 512       // disks, NICs, addresses, datastores, networks of one object
+
+	MaxCertificate = 4 << 10 // bytes of a certificate or a certificate request
+	MaxAnchors     = 4       // CAs that a device trusts at once
 )
+
+// AnchorSize is the length of the name of a CA in bytes, see [AnchorID].
+const AnchorSize = 8
 
 // Up is a packet from a device. Any combination of its parts may be present.
 type Up struct {
@@ -28,6 +34,11 @@ type Up struct {
 	Epoch   uint64   `cbor:"3,keyasint,omitempty" json:"epoch"`   // of Reports
 	Reports []Report `cbor:"4,keyasint,omitempty" json:"reports"` // consecutive sequences
 	Bye     *Bye     `cbor:"5,keyasint,omitempty" json:"bye"`
+	// Renewal asks for another certificate.
+	Renewal *Renewal `cbor:"6,keyasint,omitempty" json:"renewal"`
+	// Anchors name the CAs that the device accepts the manager by, as [AnchorID]
+	// does. It is sent with each Hello, and after each [Certificate].
+	Anchors [][]byte `cbor:"7,keyasint,omitempty" json:"anchors"`
 }
 
 // Down is a packet to a device.
@@ -49,6 +60,11 @@ type Down struct {
 	Error  *Error `cbor:"8,keyasint,omitempty" json:"error"`
 	// Greet asks the device for a Hello: the manager does not know the session.
 	Greet bool `cbor:"9,keyasint,omitempty" json:"greet"`
+	// Certificate is what the device shows and whom it trusts from the next
+	// connection on.
+	Certificate *Certificate `cbor:"11,keyasint,omitempty" json:"certificate"`
+	// Renew asks the device for a Renewal, now and not when it is due.
+	Renew bool `cbor:"12,keyasint,omitempty" json:"renew"`
 	// Retired says that the device was retired: its certificate is worth nothing
 	// any more, and it is to erase what makes it this device.
 	Retired bool `cbor:"13,keyasint,omitempty" json:"retired"`
@@ -76,6 +92,25 @@ type Hello struct {
 	// bytes. When one comes back after another, two programs run as one device.
 	// Empty from older devices.
 	Instance []byte `cbor:"8,keyasint,omitempty" json:"instance"`
+}
+
+// Renewal asks for another certificate for the device's key, over a session that
+// the one before made possible. It is answered with a [Certificate], or with an
+// [Error] of ErrorRenewal. Without an answer it is sent again, the same bytes.
+type Renewal struct {
+	// CSR is a certificate request (PKCS #10, DER): P-256, common name = the
+	// device's id, signed by the device's key.
+	CSR []byte `cbor:"1,keyasint" json:"csr"`
+}
+
+// Certificate is the answer to a [Renewal], or tells of other CAs.
+type Certificate struct {
+	// Leaf is the device's certificate (DER); empty when it stays as it is.
+	Leaf []byte `cbor:"1,keyasint,omitempty" json:"leaf"`
+	// CAs are those by which the device accepts the manager from now on (DER), in
+	// place of those that it had: one, or two while one takes over from the
+	// other.
+	CAs [][]byte `cbor:"2,keyasint" json:"cas"`
 }
 
 // InstanceSize is the length of [Hello].Instance in bytes.
@@ -138,6 +173,7 @@ const (
 	ErrorUnknown   = "unknown_kind" // a report of a kind the manager does not know
 	ErrorInvalid   = "invalid"      // a field is out of range
 	ErrorNoSpace   = "no_space"     // the manager cannot write; keep and retry
+	ErrorRenewal   = "renewal"      // a Renewal was refused; the message says why
 )
 
 // Error tells the device that something it sent was refused.

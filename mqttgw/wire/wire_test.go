@@ -43,6 +43,8 @@ func genTime() *rapid.Generator[time.Time] {
 	})
 }
 
+func genDER() *rapid.Generator[[]byte] { return rapid.SliceOfN(rapid.Byte(), 1, 80) }
+
 func genUnix() *rapid.Generator[int64] { return rapid.Int64Range(0, 253402300799) }
 
 func genList[T any](g *rapid.Generator[T]) *rapid.Generator[[]T] {
@@ -178,6 +180,8 @@ func genUp() *rapid.Generator[wire.Up] {
 			u.Reports[i].Seq = first + uint64(i)
 		}
 		u.Bye = genPtr(rapid.Custom(func(t *rapid.T) wire.Bye { return wire.Bye{Reason: genText().Draw(t, "reason")} })).Draw(t, "bye")
+		u.Renewal = genPtr(rapid.Custom(func(t *rapid.T) wire.Renewal { return wire.Renewal{CSR: genDER().Draw(t, "csr")} })).Draw(t, "renewal")
+		u.Anchors = genList(rapid.SliceOfN(rapid.Byte(), wire.AnchorSize, wire.AnchorSize)).Draw(t, "anchors")
 		return u
 	})
 }
@@ -203,7 +207,14 @@ func genDown() *rapid.Generator[wire.Down] {
 			Resend: genPtr(rapid.Custom(func(t *rapid.T) wire.Resend {
 				return wire.Resend{Epoch: number.Draw(t, "epoch"), Seq: number.Draw(t, "seq")}
 			})).Draw(t, "resend"),
-			Resync: rapid.Bool().Draw(t, "resync"), Greet: rapid.Bool().Draw(t, "greet"), Retired: rapid.Bool().Draw(t, "retired"),
+			Resync: rapid.Bool().Draw(t, "resync"), Greet: rapid.Bool().Draw(t, "greet"), Renew: rapid.Bool().Draw(t, "renew"), Retired: rapid.Bool().Draw(t, "retired"),
+			Certificate: genPtr(rapid.Custom(func(t *rapid.T) wire.Certificate {
+				c := wire.Certificate{CAs: rapid.SliceOfN(genDER(), 1, 2).Draw(t, "cas")}
+				if rapid.Bool().Draw(t, "leaf") {
+					c.Leaf = genDER().Draw(t, "leaf")
+				}
+				return c
+			})).Draw(t, "certificate"),
 			Error: genPtr(rapid.Custom(func(t *rapid.T) wire.Error {
 				return wire.Error{Code: genText().Draw(t, "code"), Message: genText().Draw(t, "message"), Seq: number.Draw(t, "seq")}
 			})).Draw(t, "error"),
@@ -659,8 +670,8 @@ func garbage(t testing.TB) map[string][]byte {
 		"invalid UTF-8":            {0xa2, 0x01, 0x01, 0x05, 0xa1, 0x01, 0x61, 0xff},
 		"a version of 2^70":        {0xa1, 0x01, 0xc2, 0x49, 0x40, 0, 0, 0, 0, 0, 0, 0, 0},
 		"an id of 15 bytes":        mustCBOR(t, map[int]any{1: 1, 5: []any{make([]byte, 15)}}),
-		"an array of 5,000 zeroes": mustCBOR(t, map[int]any{1: 1, 6: make([]int, 5000)}),
-		"65 keys":                  mustCBOR(t, map[int]any{1: 1, 6: manyKeys(65)}),
+		"an array of 5,000 zeroes": mustCBOR(t, map[int]any{1: 1, 99: make([]int, 5000)}),
+		"65 keys":                  mustCBOR(t, map[int]any{1: 1, 99: manyKeys(65)}),
 	}
 }
 
@@ -736,7 +747,7 @@ func TestDescribe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"reports[0].vm.14", "reports[0].vm.99", "reports[1].12", "reports[2].task.6", "6"}; d.Direction != wire.UpDirection || d.Problem != "" || !slices.Equal(d.Unknown, want) {
+	if want := []string{"reports[0].vm.14", "reports[0].vm.99", "reports[1].12", "reports[2].task.6", "8"}; d.Direction != wire.UpDirection || d.Problem != "" || !slices.Equal(d.Unknown, want) {
 		t.Errorf("%s, problem %q, unknown %v", d.Direction, d.Problem, d.Unknown)
 	}
 	b, err := json.Marshal(d)

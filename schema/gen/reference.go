@@ -34,11 +34,13 @@ and no personal data beyond a user id.
 var sections = []struct{ file, title, subject string }{
 	{"device.go", "Device", "ev.device.<device id>"},
 	{"trust.go", "Trust in a device", "ev.device.<device id>"},
+	{"certificate.go", "Trust between device and manager", "ev.device.<device id>"},
 	{"inventory.go", "Inventory", "ev.inventory.<device id>"},
 	{"task.go", "Tasks", "ev.tasks.<device id>"},
 	{"token.go", "Join tokens", "ev.token.<token id>"},
 	{"access.go", "Who may do what", "ev.access.00000000-0000-0000-0000-000000000000"},
 	{"user.go", "How users get in", "ev.user.<user id>"},
+	{"authority.go", "The CA of the devices", "ev.authority.devices"},
 }
 
 // eventReference writes docs/reference/events.md.
