@@ -89,7 +89,7 @@ func (g *Gateway) answerCallout(ctx context.Context, m *nats.Msg) {
 		return
 	}
 	now := g.now()
-	if req.Expires != 0 && now.Unix() > req.Expires {
+	if req.Expires != 0 && time.Now().Unix() > req.Expires { // by the broker's clock
 		// Nobody waits for the answer any more.
 		g.broker.refuse("late")
 		return

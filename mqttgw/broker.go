@@ -3,6 +3,7 @@ package mqttgw
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,6 +72,9 @@ type BrokerConfig struct {
 	// broker raises the minimum version to TLS 1.3 and demands a verified
 	// client certificate whatever it says.
 	TLS *tls.Config
+	// ClientCAs returns the CAs of devices when they may change: another pool
+	// stands for other CAs. nil means TLS.ClientCAs.
+	ClientCAs func() *x509.CertPool
 	// TicketKeys is the file with the keys of TLS session tickets, so that a
 	// device's session outlives this process. It is made when it does not
 	// exist. Empty means keys that nobody else has.
@@ -158,7 +162,7 @@ func NewBroker(cfg BrokerConfig) (*Broker, error) {
 		case cfg.TLS == nil:
 			return nil, errors.New("broker: TLS is missing, MQTT is served over TLS only")
 		}
-		if cfg.TLS == nil || cfg.TLS.ClientCAs == nil {
+		if cfg.TLS == nil || (cfg.TLS.ClientCAs == nil && cfg.ClientCAs == nil) {
 			return nil, errors.New("broker: TLS has no ClientCAs, want the device CA")
 		}
 		if n == 0 {
@@ -344,8 +348,12 @@ func (b *Broker) tlsConfig() *tls.Config {
 		return c
 	}
 	c := harden(b.cfg.TLS)
+	if b.cfg.ClientCAs != nil {
+		c.ClientCAs = b.cfg.ClientCAs()
+	}
 	// The one that handshakes use: only its own ticket keys are looked at.
-	own := harden(b.cfg.TLS)
+	var own atomic.Pointer[tls.Config]
+	own.Store(harden(c))
 	inner := c.GetConfigForClient
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if !b.open.Load() {
@@ -374,10 +382,19 @@ func (b *Broker) tlsConfig() *tls.Config {
 				return harden(c), nil
 			}
 		}
-		if b.tickets != nil {
-			b.tickets.Apply(own, time.Now())
+		config := own.Load()
+		if b.cfg.ClientCAs != nil {
+			// A handshake that is under way goes by what it began with.
+			if pool := b.cfg.ClientCAs(); pool != config.ClientCAs {
+				config = harden(config)
+				config.ClientCAs = pool
+				own.Store(config)
+			}
 		}
-		return own, nil
+		if b.tickets != nil {
+			b.tickets.Apply(config, time.Now())
+		}
+		return config, nil
 	}
 	return c
 }

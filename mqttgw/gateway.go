@@ -19,6 +19,8 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/mqttgw/pki"
+	"pallas/mqttgw/renewal"
 	"pallas/mqttgw/wire"
 )
 
@@ -38,6 +40,10 @@ type Config struct {
 	Commands *commands.Dispatcher
 	// Presence may be nil.
 	Presence Presence
+	// Renewals gives devices new certificates; nil means that nobody does.
+	Renewals *renewal.Service
+	// Authority says which CAs devices are to trust. It is needed with Renewals.
+	Authority *pki.Authority
 	// Settings are given to devices; zero fields get defaults.
 	Settings wire.Settings
 	// ReceiptDelay is how old a written report must be before the device may
@@ -138,6 +144,8 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, errors.New("gateway: Broker is missing")
 	case cfg.Commands == nil:
 		return nil, errors.New("gateway: Commands is missing")
+	case cfg.Renewals != nil && cfg.Authority == nil:
+		return nil, errors.New("gateway: Authority is missing, Renewals need it")
 	case cfg.ReceiptDelay < 0:
 		return nil, fmt.Errorf("gateway: ReceiptDelay is %v, want 0 or more", cfg.ReceiptDelay)
 	case cfg.UsageInterval < 0:

@@ -90,10 +90,20 @@ func (sh *shard) packets(ctx context.Context, s *session, in [][]byte, size int)
 		}
 		if up.Hello != nil && sh.mayGreet(s) {
 			flush()
+			s.held = up.Anchors
 			err := sh.hello(ctx, s, up.Version, *up.Hello)
+			s.held = nil
 			if ok = err == nil; !ok {
 				sh.g.fail(ctx, s.id, "answer hello", err)
 			}
+		}
+		if len(up.Anchors) > 0 && up.Hello == nil {
+			if err := sh.heldAnchors(ctx, s, up.Anchors, nil); err != nil {
+				sh.g.fail(ctx, s.id, "note anchors", err)
+			}
+		}
+		if up.Renewal != nil {
+			sh.renew(ctx, s, *up.Renewal)
 		}
 		if n := len(reports); n > 0 && len(up.Reports) > 0 &&
 			(up.Epoch != epoch || up.Reports[0].Seq != reports[n-1].Seq+1 || n+len(up.Reports) > wire.MaxReports) {
@@ -181,6 +191,10 @@ func (sh *shard) hello(ctx context.Context, s *session, version int, h wire.Hell
 	sh.welcome(s, now)
 	sh.g.broker.meter.count(s.live.Conn) // the handshake, should the connection end at once
 	connected()
+	sh.offerRenewal(s, device)
+	if err := sh.heldAnchors(ctx, s, s.held, &device); err != nil {
+		return err
+	}
 	if s.next > h.First {
 		sh.covered(s, now)
 	}
@@ -292,6 +306,7 @@ func (sh *shard) refresh(ctx context.Context, id events.DeviceID) error {
 	if notAdmitted(device.Trust) != "" {
 		return sh.g.turnOut(ctx, device)
 	}
+	sh.offerRenewal(s, device)
 	pending := device.Trust == commands.TrustPending
 	sh.mu.Lock()
 	s.pending = pending

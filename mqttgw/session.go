@@ -11,6 +11,7 @@ import (
 
 	"pallas/commands"
 	"pallas/events"
+	"pallas/mqttgw/pki"
 	"pallas/mqttgw/wire"
 )
 
@@ -55,6 +56,11 @@ type session struct {
 	resyncAt  time.Time
 	blamedAt  time.Time // when a line of the log last blamed the device
 	instances []string  // the running programs that greeted last, in hex, newest last
+	// anchors is the state whose CAs the device has, noAnchors when it has
+	// others, nil when it does not say.
+	anchors *pki.State
+	held    [][]byte // beside the Hello that is being answered
+	issued  *issued  // the newest certificate, until the device has it
 }
 
 // shard holds the sessions of a part of the devices. Its one worker handles
@@ -70,7 +76,8 @@ type shard struct {
 	ready    []*session // with packets, in turn
 	jobs     []func()   // what else the worker is to do
 
-	receipts []*session // the worker's: sessions with a mark, oldest first
+	receipts []*session        // the worker's: sessions with a mark, oldest first
+	untold   []events.DeviceID // the worker's: who is to hear of other CAs
 }
 
 func newShard(g *Gateway) *shard {
@@ -90,6 +97,7 @@ func (sh *shard) run(ctx context.Context) {
 			return
 		case <-ticker.C:
 			sh.giveReceipts(sh.g.now())
+			sh.tellTrust(ctx)
 		case <-idle:
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"pallas/internal/auth"
 	"pallas/internal/httpapi"
 	"pallas/mqttgw/pki"
+	"pallas/mqttgw/renewal"
 	"pallas/mqttgw/wire"
 )
 
@@ -28,11 +29,18 @@ type TokenVerifier interface {
 	VerifyJoin(ctx context.Context, id events.TokenID, secret string) error
 }
 
+// Authority signs the certificates of devices.
+type Authority interface {
+	renewal.Authority
+	// CertificatePEM returns what devices are to trust.
+	CertificatePEM() []byte
+}
+
 // Config says what enrolment works with. All but Life, Now, Limits and
 // Registerer are needed to serve; none is to describe the operation.
 type Config struct {
 	Commands *commands.Dispatcher
-	CA       *pki.CA
+	CA       Authority
 	Tokens   TokenVerifier
 	// MQTT returns the host:port under which devices reach the device door.
 	MQTT func() string
@@ -41,7 +49,10 @@ type Config struct {
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time
 	Limits Limits
-	Log    *slog.Logger
+	// Renewals gives devices certificates that have none that is good any more;
+	// nil means that nobody does.
+	Renewals *renewal.Service
+	Log      *slog.Logger
 	// Registerer takes the counter; may be nil.
 	Registerer prometheus.Registerer
 }
@@ -73,6 +84,7 @@ func Register(api huma.API, cfg Config) {
 		Security: []map[string][]string{}, // public: the token is in the body
 		Errors:   []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusTooManyRequests},
 	}, s.enroll)
+	registerRenew(api, s)
 }
 
 type input struct {
@@ -123,6 +135,9 @@ func (s *service) enroll(ctx context.Context, in *input) (*output, error) {
 	}
 	s.limits.served(source, now)
 	s.total.WithLabelValues("enrolled").Inc()
+	if s.cfg.Renewals != nil {
+		s.cfg.Renewals.Issued(events.CertificateEnrol)
+	}
 	s.cfg.Log.InfoContext(ctx, "device enrolled", "device", device, "token", tokenOf(in.Body.Token).id, "source", source)
 	return &output{Body: resp}, nil
 }
@@ -195,6 +210,7 @@ func (s *service) decide(ctx context.Context, req wire.EnrollRequest, now time.T
 		Certificate: events.CertificateIssued{
 			Serial: pki.SerialHex(cert), KeyHash: pki.KeyHash(cert.PublicKey),
 			NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
+			Issuer: s.cfg.CA.Issuer(cert), Reason: events.CertificateEnrol,
 		},
 	}
 	if token.Device != "" { // and so of this device

@@ -42,6 +42,7 @@ import (
 	"pallas/internal/httpapi"
 	"pallas/mqttgw/enroll"
 	"pallas/mqttgw/pki"
+	"pallas/mqttgw/renewal"
 	"pallas/mqttgw/wire"
 )
 
@@ -139,6 +140,11 @@ func startOn(t testing.TB, store events.Store, creds *auth.Credentials, change .
 	for _, c := range change {
 		c(&cfg)
 	}
+	if cfg.Renewals, err = renewal.New(renewal.Config{
+		Commands: m.commands, Authority: m.ca, Life: cfg.Life, Grace: grace, Now: m.clock.now, Registerer: m.registry,
+	}); err != nil {
+		t.Fatal(err)
+	}
 	m.handler, err = httpapi.New(httpapi.Config{
 		Auth: nobody{}, Log: logger, Register: []httpapi.Register{func(api huma.API) { enroll.Register(api, cfg) }},
 	})
@@ -225,6 +231,11 @@ type answer struct {
 
 func (m *manager) post(body any) answer {
 	m.t.Helper()
+	return m.postTo(wire.EnrollPath, body)
+}
+
+func (m *manager) postTo(path string, body any) answer {
+	m.t.Helper()
 	raw, isRaw := body.(string)
 	if !isRaw {
 		b, err := json.Marshal(body)
@@ -233,7 +244,7 @@ func (m *manager) post(body any) answer {
 		}
 		raw = string(b)
 	}
-	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.url+wire.EnrollPath, strings.NewReader(raw))
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.url+path, strings.NewReader(raw))
 	if err != nil {
 		m.t.Fatal(err)
 	}
