@@ -114,6 +114,10 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 		want, err = events.KindDevice, w.deviceApproved(at, device, e)
 	case events.CertificateIssued:
 		want, err = events.KindDevice, w.certificateIssued(at, device, e)
+	case events.CertificateRotationRequested:
+		want, err = events.KindDevice, w.rotationRequested(at, device)
+	case events.DeviceAnchorsChanged:
+		want, err = events.KindDevice, w.anchorsChanged(at, device, e)
 	case events.DeviceConnected:
 		want, err = events.KindDevice, w.deviceConnected(at, device, e)
 	case events.DeviceLost:
@@ -187,6 +191,8 @@ func (w *writer) event(at now, s events.Subject, e events.Event) error {
 	case events.PasswordChanged, events.PasswordResetIssued, events.APITokenIssued, events.APITokenRevoked, events.APITokenUsed,
 		events.SignedIn, events.SignInFailed, events.SessionEnded, events.AccessDenied:
 		want = events.KindUser
+	case events.AuthorityPrepared, events.AuthoritySwitched, events.AuthorityRetired, events.AuthorityAdopted:
+		want = events.KindAuthority // no table: who wants to know asks the CA's files
 
 	case events.Unknown:
 		// An aggregate's revision counts every decision, also those that this

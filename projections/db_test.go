@@ -186,9 +186,9 @@ func check(t testing.TB, err error) {
 // sums from the message.
 func TestSchemaVersion(t *testing.T) {
 	const (
-		version  = 41
-		tables   = "ec63c3020416ef66"
-		contents = "a47f1f02e9f740af"
+		version  = 105
+		tables   = "149053ed9b6dd2c2"
+		contents = "5dc991e435738f07"
 	)
 	sum := func(s string) string {
 		h := sha256.Sum256([]byte(s))
@@ -218,6 +218,12 @@ func everyEvent(t testing.TB) *eventLog {
 	l.register(deviceB, "b")
 	l.device(deviceA, events.DeviceApproved{Policy: "auto"}, events.CertificateIssued{Serial: "1", KeyHash: "k", NotBefore: at(0), NotAfter: at(99)})
 	l.device(deviceA, events.DeviceConnected{Address: "192.0.2.1", AgentVersion: "2", Protocol: 1})
+	l.device(deviceA, events.DeviceAnchorsChanged{Anchors: []string{"0011223344556677", "8899aabbccddeeff"}}, events.CertificateRotationRequested{})
+	l.device(deviceB, events.CertificateRotationRequested{}, events.CertificateIssued{
+		Serial: "2", KeyHash: "k", NotBefore: at(0), NotAfter: at(98), Issuer: "8899aabbccddeeff", Reason: events.CertificateRotate,
+	})
+	l.add("system:ca", events.AuthoritySubject(), events.AuthorityAdopted{Active: "a"}, events.AuthorityPrepared{Active: "a", Next: "b"})
+	l.add("system:ca", events.AuthoritySubject(), events.AuthoritySwitched{Active: "b", Former: "a"}, events.AuthorityRetired{Active: "b", Former: "a"})
 	l.device(deviceA, events.DeviceLabelled{Labels: map[string]string{"y": "2"}}, events.DeviceRenamed{Name: "Ö"})
 	l.device(deviceA, events.DeviceDescribed{Notes: "n", Site: &events.Site{Name: "s", Latitude: new(50.25), Longitude: new(-8.0)}})
 	l.device(deviceB, events.DeviceLost{Reason: "x", Since: at(1)})

@@ -60,7 +60,16 @@ type Device struct {
 	KeyHash      string
 	CertSerial   string
 	CertNotAfter time.Time
-	JoinToken    events.TokenID
+	// CertIssuer names the CA that signed it, CertReason says why.
+	CertIssuer string
+	CertReason events.CertificateReason
+	// RotationAt is since when the device is to get another certificate, zero
+	// when it is not.
+	RotationAt time.Time
+	// Anchors name the CAs that the device accepts the manager by; nil while it
+	// has only ever said the one that issued its certificate.
+	Anchors   []string
+	JoinToken events.TokenID
 
 	RegisteredAt time.Time
 	ApprovedAt   time.Time // zero while pending
@@ -110,6 +119,9 @@ type DeviceFilter struct {
 	// Version is the hypervisor's version, such as "8.0.2".
 	Version  string
 	Selector Selector
+	// CertificateExpiresBefore picks those whose newest certificate ends before
+	// an instant; zero picks all.
+	CertificateExpiresBefore time.Time
 	// Text must be a part of the device's name, or of its host's name, serial
 	// number or UUID, or the beginning of the device's id (from 4 characters
 	// on). Case does not matter.
@@ -151,8 +163,9 @@ func (w *writer) deviceApproved(at now, id events.DeviceID, e events.DeviceAppro
 }
 
 func (w *writer) certificateIssued(at now, id events.DeviceID, e events.CertificateIssued) error {
-	return w.updateDevice(at, id, "key_hash = ?, cert_serial = ?, cert_not_after = ?, ",
-		e.KeyHash, e.Serial, micros(e.NotAfter))
+	return w.updateDevice(at, id, `key_hash = ?, cert_serial = ?, cert_not_after = ?,
+		cert_issuer = ?, cert_reason = ?, rotation_at = NULL, `,
+		e.KeyHash, e.Serial, micros(e.NotAfter), e.Issuer, string(e.Reason))
 }
 
 func (w *writer) deviceConnected(at now, id events.DeviceID, e events.DeviceConnected) error {
@@ -223,7 +236,7 @@ func (w *writer) deviceRetired(at now, id events.DeviceID, e events.DeviceRetire
 
 const deviceColumns = `
 	SELECT d.id, d.name, d.name_key, d.labels, d.notes, d.site, d.trust, d.connection, d.connection_since, d.lost_reason,
-		d.address, d.protocol, d.agent_version, d.key_hash, d.cert_serial, d.cert_not_after, d.join_token,
+		d.address, d.protocol, d.agent_version, d.key_hash, d.cert_serial, d.cert_not_after, d.cert_issuer, d.cert_reason, d.rotation_at, d.anchors, d.join_token,
 		d.registered_at, d.approved_at, d.approved_by, d.approval, d.retired_at, d.retired_by, d.retired_reason,
 		d.trust_since, d.trust_by, d.trust_reason, d.trust_cause, d.trust_before,
 		d.claim_key, d.claim_name, d.claim_agent, d.claim_token, d.claim_address, d.claim_at,
@@ -247,7 +260,7 @@ func scanDevice(rows *sql.Rows) (deviceRow, error) {
 	var h events.Host
 	var claim Claim
 	err := rows.Scan(&d.ID, &d.Name, &d.nameKey, listed{&d.Labels}, &d.Notes, listed{&d.Site}, &d.Trust, &d.Connection, instant{&d.ConnectionSince}, &d.LostReason,
-		&d.Address, &d.Protocol, &d.AgentVersion, &d.KeyHash, &d.CertSerial, instant{&d.CertNotAfter}, &d.JoinToken,
+		&d.Address, &d.Protocol, &d.AgentVersion, &d.KeyHash, &d.CertSerial, instant{&d.CertNotAfter}, &d.CertIssuer, &d.CertReason, instant{&d.RotationAt}, listed{&d.Anchors}, &d.JoinToken,
 		instant{&d.RegisteredAt}, instant{&d.ApprovedAt}, &d.ApprovedBy, &d.Approval, instant{&d.RetiredAt}, &d.RetiredBy, &d.RetiredReason,
 		instant{&d.TrustSince}, &d.TrustBy, &d.TrustReason, &d.TrustCause, &d.TrustBefore,
 		&claim.KeyHash, &claim.Name, &claim.AgentVersion, &claim.JoinToken, &claim.Address, instant{&claim.At},
@@ -279,6 +292,12 @@ func (f DeviceFilter) starts() []start {
 	starts = column(starts, table, "devices_by_condition", "d.condition", key, id, f.Condition)
 	starts = column(starts, table, "devices_by_connection", "d.connection", key, id, f.Connection)
 	starts = column(starts, table, "devices_by_trust", "d.trust", key, id, f.Trust)
+	if t := f.CertificateExpiresBefore; !t.IsZero() {
+		starts = append(starts, start{
+			from: table + " INDEXED BY devices_by_certificate", cond: "d.cert_not_after < ?", args: []any{micros(t)},
+			requirement: -1, max: maxSorted, weight: 1, id: id,
+		})
+	}
 	starts = append(starts, textStarts(start{
 		join: "CROSS JOIN devices d ON d.rowid = x.docid", requirement: -1, max: maxFetched, weight: 1,
 	}, "device_text", fold(f.Text))...)
@@ -331,6 +350,10 @@ func (f DeviceFilter) query(size sizer) (query, error) {
 	in(&q, "d.condition", f.Condition)
 	if f.Version != "" {
 		q.and("d.version = ?", f.Version)
+	}
+	if t := f.CertificateExpiresBefore; !t.IsZero() {
+		// The plus sign keeps the planner from the other index.
+		q.and("+d.cert_not_after < ?", micros(t))
 	}
 	q.selects(sel, ofDevice("d.id"))
 	q.within(rest, ofDevice("d.id"))

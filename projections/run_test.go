@@ -56,6 +56,8 @@ var genEvent = rapid.Custom(func(t *rapid.T) (d events.Decision) {
 		events.DeviceConnected{Address: text, AgentVersion: text, Protocol: n},
 		events.DeviceLost{Reason: text, Since: when},
 		events.DeviceLabelled{Labels: labels},
+		events.CertificateRotationRequested{},
+		events.DeviceAnchorsChanged{Anchors: []string{text}},
 		events.DeviceRenamed{Name: text},
 		events.DeviceDescribed{Notes: text, Site: []*events.Site{nil, {Name: text}, {Name: text, Latitude: new(float64(n) / 3), Longitude: new(-1.0)}, {}}[n]},
 		events.DeviceRetired{Reason: text},

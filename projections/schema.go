@@ -2,7 +2,7 @@ package projections
 
 // schemaVersion names the tables and what Apply writes to them. Any change of
 // either needs another number; files of another version are built anew.
-const schemaVersion = 41
+const schemaVersion = 105
 
 // applicationID marks the file as ours ("Plls" in ASCII), so that a path that
 // names somebody else's database is refused and not overwritten.
@@ -46,6 +46,10 @@ CREATE TABLE devices (
 	key_hash            TEXT NOT NULL,
 	cert_serial         TEXT NOT NULL DEFAULT '',
 	cert_not_after      INTEGER,
+	cert_issuer         TEXT NOT NULL DEFAULT '',
+	cert_reason         TEXT NOT NULL DEFAULT '',
+	rotation_at         INTEGER,
+	anchors             TEXT NOT NULL DEFAULT 'null',
 	join_token          TEXT NOT NULL,
 	registered_at       INTEGER NOT NULL,
 	approved_at         INTEGER,
@@ -96,6 +100,7 @@ CREATE INDEX devices_by_trust      ON devices (trust, name_key, id);
 CREATE INDEX devices_by_connection ON devices (connection, name_key, id);
 CREATE INDEX devices_by_condition  ON devices (condition, name_key, id);
 CREATE INDEX devices_by_version    ON devices (version, name_key, id);
+CREATE INDEX devices_by_certificate ON devices (cert_not_after, trust, name_key, id);
 
 CREATE TABLE device_counts (
 	trust      TEXT NOT NULL,

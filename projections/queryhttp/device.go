@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -47,6 +48,8 @@ type listDevicesInput struct {
 	Connection []string `query:"connection" enum:"connected,lost,never" example:"[\"connected\"]" doc:"Only devices with one of these."`
 	Condition  []string `query:"condition" enum:"ok,readOnly,denied,unreachable,unknown" example:"[\"denied\",\"unreachable\"]" doc:"Only devices with one of these."`
 	Version    string   `query:"version" maxLength:"64" example:"8.0.3" doc:"Only devices whose hypervisor has exactly this version."`
+	// CertificateExpiresBefore is checked by huma: RFC 3339.
+	CertificateExpiresBefore time.Time `query:"certificateExpiresBefore" example:"2026-12-24T00:00:00Z" doc:"Only devices whose newest certificate ends before this instant (RFC 3339). Those that were retired are among them unless trust leaves them out."`
 }
 
 func (h *Handlers) registerDevices(api huma.API) {
@@ -86,6 +89,7 @@ func (h *Handlers) listDevices(ctx context.Context, in *listDevicesInput) (*List
 		Scope: scope(ctx),
 		Trust: as[projections.Trust](in.Trust), Connection: as[projections.Connection](in.Connection), Condition: conditions,
 		Version: in.Version, Selector: sel, Text: in.Text, Sort: projections.Sort(in.Sort), Window: in.of(),
+		CertificateExpiresBefore: in.CertificateExpiresBefore,
 	})
 	return list(ctx, p, err, position, func(d projections.Device) httpapi.Device { return device(d, false) })
 }
@@ -172,7 +176,10 @@ func device(d projections.Device, details bool) httpapi.Device {
 		}
 	}
 	if d.CertSerial != "" {
-		out.Certificate = &httpapi.Certificate{Serial: d.CertSerial, NotAfter: d.CertNotAfter}
+		out.Certificate = &httpapi.Certificate{
+			Serial: d.CertSerial, NotAfter: d.CertNotAfter, Issuer: d.CertIssuer, Reason: string(d.CertReason),
+			RotationRequestedAt: d.RotationAt, Anchors: d.Anchors,
+		}
 	}
 	return out
 }
