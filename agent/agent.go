@@ -28,8 +28,8 @@ import (
 type Config struct {
 	// Dir is the data folder, made if it is not there. One agent uses it.
 	Dir string
-	// Join is a join string. It is needed until the device is enrolled, and
-	// again when its certificate has expired. One with another token than the
+	// Join is a join string. It is needed until the device is enrolled, and again
+	// when the manager does not renew its certificate any more. One with another token than the
 	// device enrolled with has it enrol again, keeping its id and key: for a
 	// manager whose addresses have changed, or for another manager.
 	Join string
@@ -50,6 +50,7 @@ type Config struct {
 	Debounce    time.Duration // between a change on the host and the look at it: 200 ms
 	Reconcile   time.Duration // between looks without a change, until the manager says: 10 min
 	Settle      time.Duration // see executor.Config: 20 s
+	Change      time.Duration // see link.Config: 1 min
 	FindID      time.Duration // how long a first start asks an unreachable host for a former id: 1 min
 }
 
@@ -197,7 +198,9 @@ func (a *Agent) findID(ctx context.Context) string {
 func (a *Agent) enrol(ctx context.Context, id identity.Identity, st *store.Store, log *slog.Logger) (identity.Identity, error) {
 	if id.Enrolment != nil {
 		a.clock.past(id.Enrolment.Time)
-		if good := a.clock.Now().Before(id.Enrolment.Expires()); a.join == nil || (good && id.Enrolment.IsOf(*a.join)) {
+		// One that has expired is renewed by its key, if the manager agrees, once
+		// the agent is at work; only a new join string comes before that.
+		if good := a.clock.Now().Before(id.Enrolment.Expires()); a.join == nil || id.Enrolment.IsOf(*a.join) {
 			return id, nil
 		} else if good {
 			return a.move(ctx, id, st, log)
@@ -260,6 +263,7 @@ func (a *Agent) hostName(ctx context.Context, device string) string {
 
 // work runs the parts until ctx is done or one of them cannot go on.
 func (a *Agent) work(ctx context.Context, id identity.Identity, st *store.Store, log *slog.Logger) error {
+	device := id.Device
 	cert, cas, err := id.Certificate()
 	if err != nil {
 		return err
@@ -286,8 +290,22 @@ func (a *Agent) work(ctx context.Context, id identity.Identity, st *store.Store,
 	if err != nil {
 		return err
 	}
+	keeper, err := identity.NewKeeper(id, identity.KeeperConfig{
+		Dir: a.c.Dir, Now: a.clock.Now, Log: log, DialContext: a.c.DialContext, Join: a.join, Version: a.c.Version,
+		Name: func(ctx context.Context) string { return a.hostName(ctx, device) },
+		Clock: func(t time.Time) {
+			a.clock.set(t)
+			if err := st.SetClock(t); err != nil {
+				log.Warn("cannot keep the manager's time", "error", err)
+			}
+		},
+		Recover: a.c.BackoffBase,
+	})
+	if err != nil {
+		return err
+	}
 	line, err := link.New(link.Config{
-		Device: id.Device, Version: a.c.Version, Addr: id.Enrolment.MQTT, Shared: id.Enrolment.HTTPS(),
+		Keeper: keeper, Change: a.c.Change, Device: device, Version: a.c.Version, Addr: id.Enrolment.MQTT, Shared: id.Enrolment.HTTPS(),
 		TLS: tlsConfig, DialContext: a.c.DialContext, Store: st, Log: log, BackoffBase: a.c.BackoffBase, BackoffCap: a.c.BackoffCap,
 		Tasks: tasks.Submit, Cancel: tasks.Cancel, Resync: reporter.Resync,
 		Clock: a.clock.set,

@@ -3,9 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
+	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -74,9 +72,9 @@ var undecided = []string{"clone", "quarantined", "rejected"}
 // to decide about the device there; any other refusal is a *RefusedError. An
 // expired join string is not even tried.
 func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: id.Device}}, id.Key)
+	csr, err := id.request()
 	if err != nil {
-		return Identity{}, fmt.Errorf("enrol: make certificate request: %w", err)
+		return Identity{}, fmt.Errorf("enrol: %w", err)
 	}
 	body, err := json.Marshal(wire.EnrollRequest{
 		Token: c.Join.Token, Device: id.Device, Name: c.Name, Agent: c.Version,
@@ -87,11 +85,7 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 	}
 	config := c.Join.TLS()
 	config.Time = c.Now
-	client := &http.Client{
-		Timeout:       enrolTimeout,
-		Transport:     &http.Transport{TLSClientConfig: config, DialContext: c.DialContext, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := httpsClient(config, c.DialContext)
 	patient := retry.Backoff{Base: patience * c.Backoff.Base, Cap: patience * c.Backoff.Cap}
 	for {
 		if !c.Join.Expires.IsZero() && c.Now().After(c.Join.Expires) {
@@ -105,11 +99,7 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 			if err != nil {
 				return Identity{}, fmt.Errorf("enrol: answer of %s: %w", c.Join.URL, err)
 			}
-			b, err := json.MarshalIndent(e, "", "\t")
-			if err != nil {
-				return Identity{}, fmt.Errorf("enrol: %w", err)
-			}
-			if err := writeFile(c.Dir, fileEnrolment, b); err != nil {
+			if err := e.write(c.Dir); err != nil {
 				return Identity{}, err
 			}
 			id.Enrolment = &e
@@ -132,38 +122,56 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 	}
 }
 
+// httpsClient makes each request over a connection of its own.
+func httpsClient(config *tls.Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
+	return &http.Client{
+		Timeout:       enrolTimeout,
+		Transport:     &http.Transport{TLSClientConfig: config, DialContext: dial, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
 // enrolOnce asks once. after is how long the manager wants to be left alone.
 func enrolOnce(ctx context.Context, client *http.Client, join wire.Join, body []byte) (e Enrolment, after time.Duration, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(join.URL, "/")+wire.EnrollPath, bytes.NewReader(body))
+	r, after, err := post(ctx, client, strings.TrimRight(join.URL, "/")+wire.EnrollPath, body)
 	if err != nil {
-		return Enrolment{}, 0, fmt.Errorf("ask %s: %w", join.URL, err)
+		return Enrolment{}, after, err
+	}
+	return Enrolment{Manager: join.URL, JoinToken: tokenID(join), Certificate: r.Certificate, CA: r.CA, MQTT: r.MQTT, Time: r.Time.UTC()}, 0, nil
+}
+
+// post sends a request for a certificate. after is how long the manager wants to
+// be left alone.
+func post(ctx context.Context, client *http.Client, url string, body []byte) (r wire.EnrollResponse, after time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return r, 0, fmt.Errorf("ask %s: %w", url, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return Enrolment{}, 0, err // names the method and the URL, which holds no secret
+		return r, 0, err // names the method and the URL, which holds no secret
 	}
 	defer func() { _ = resp.Body.Close() }() // all that counts was read
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, enrolAnswer))
 	if err != nil {
-		return Enrolment{}, 0, fmt.Errorf("read answer of %s: %w", join.URL, err)
+		return r, 0, fmt.Errorf("read answer of %s: %w", url, err)
 	}
 	switch {
 	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated:
-		var r wire.EnrollResponse
 		if err := json.Unmarshal(answer, &r); err != nil {
-			return Enrolment{}, 0, fmt.Errorf("read answer of %s: %w", join.URL, err)
+			return r, 0, fmt.Errorf("read answer of %s: %w", url, err)
 		}
-		return Enrolment{Manager: join.URL, JoinToken: tokenID(join), Certificate: r.Certificate, CA: r.CA, MQTT: r.MQTT, Time: r.Time.UTC()}, 0, nil
+		return r, 0, nil
 	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
 		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
 			after = min(time.Duration(s)*time.Second, maxRetryAfter)
 		}
-		return Enrolment{}, after, fmt.Errorf("%s answered %s", join.URL, resp.Status)
+		return r, after, fmt.Errorf("%s answered %s", url, resp.Status)
 	default:
 		reason, code := problem(answer, resp.StatusCode)
-		return Enrolment{}, 0, &RefusedError{Status: resp.StatusCode, Code: code, Reason: reason}
+		return r, 0, &RefusedError{Status: resp.StatusCode, Code: code, Reason: reason}
 	}
 }
 

@@ -81,7 +81,7 @@ func (e *Enrolment) HTTPS() string {
 	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443"))
 }
 
-// Expires is when the certificate ends.
+// Expires is when the certificate ends, by the manager's clock.
 func (e *Enrolment) Expires() time.Time { return e.leaf.NotAfter.UTC() }
 
 // Load reads a data folder. Parts that are not there yet are zero. An error
@@ -231,7 +231,7 @@ func (e *Enrolment) check(device string, key *ecdsa.PrivateKey) error {
 	if leaf.Subject.CommonName != device {
 		return fmt.Errorf("the certificate is for %q, not for this device", leaf.Subject.CommonName)
 	}
-	if _, err := firstCA(e.CA); err != nil {
+	if _, err := parseCAs(e.CA); err != nil {
 		return err
 	}
 	if e.MQTT == "" {
@@ -239,18 +239,6 @@ func (e *Enrolment) check(device string, key *ecdsa.PrivateKey) error {
 	}
 	e.leaf = leaf
 	return nil
-}
-
-func firstCA(text string) (*x509.Certificate, error) {
-	block, _ := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, errors.New("no CA certificate")
-	}
-	ca, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("CA certificate: %w", err)
-	}
-	return ca, nil
 }
 
 // checkPin demands that one of the CAs is the one of the join string.

@@ -127,6 +127,7 @@ const maxAlerts = 3
 // and after a handshake that broke off with the next attempt; what the manager
 // itself refuses it refuses everywhere.
 func (l *Link) open(ctx context.Context, keepAlive time.Duration, hello func() (wire.Up, error)) (*conn, error) {
+	l.credentials()
 	closed := false // nobody listens on the own port
 	var failed error
 	for tries := 1; ; tries++ {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pallas/agent/identity"
 	"pallas/agent/retry"
 	"pallas/agent/store"
 	"pallas/mqttgw/wire"
@@ -26,6 +27,9 @@ type Config struct {
 	// Addr is the manager's device door, host:port.
 	Addr string
 	TLS  *tls.Config
+	// Keeper, if not nil, has the certificate and the CAs in place of TLS, and
+	// renews them over the session.
+	Keeper *identity.Keeper
 	// Shared is the manager's HTTPS port, host:port, which takes MQTT from
 	// those who ask for it by ALPN. It is used when Addr cannot be reached, and
 	// Addr is looked at again from time to time. "" means that there is none.
@@ -51,6 +55,9 @@ type Config struct {
 	Linger      time.Duration // a report waits this long for others; 20 ms
 	Patience    time.Duration // for a Welcome, and for the answer to a ping; 30 s
 	KeepAlive   time.Duration // until the manager says otherwise; 60 s
+	// Change is within which time a new certificate is taken into use, by another
+	// connection: at random, so that many devices do not do it at once; 1 min.
+	Change time.Duration
 }
 
 // Link is the line to the manager.
@@ -70,6 +77,7 @@ type Link struct {
 	avoidFor  time.Duration        // the last time; 0 when Addr let this device through
 	alerts    int                  // that ended handshakes, since one did not
 	told      map[string]time.Time // when which fault was last a warning
+	version   int                  // of the Keeper's credentials in ways
 }
 
 // New checks the configuration.
@@ -83,7 +91,7 @@ func New(c Config) (*Link, error) {
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&c.BackoffBase: time.Second, &c.BackoffCap: time.Minute, &c.Linger: 20 * time.Millisecond,
-		&c.Patience: 30 * time.Second, &c.KeepAlive: time.Minute,
+		&c.Patience: 30 * time.Second, &c.KeepAlive: time.Minute, &c.Change: time.Minute,
 	} {
 		if *d <= 0 {
 			*d = def
@@ -153,6 +161,7 @@ var ErrRetired = errors.New("the manager has retired this device")
 func (l *Link) Run(ctx context.Context) error {
 	again := retry.Backoff{Base: l.c.BackoffBase, Cap: l.c.BackoffCap}
 	for {
+		l.recover(ctx, nil)
 		before, began := l.sessions.Load(), time.Now()
 		_, receipted, _ := l.c.Store.Numbers()
 		err := l.session(ctx)
@@ -172,6 +181,11 @@ func (l *Link) Run(ctx context.Context) error {
 		_, first, _ := l.c.Store.Numbers()
 		if l.sessions.Load() > before && (first > receipted || time.Since(began) >= min(steady, l.c.BackoffCap)) {
 			again.Reset()
+		}
+		if l.recover(ctx, err) || errors.Is(err, errChange) {
+			again.Reset()
+			_ = retry.Pause(ctx, retry.Floor)
+			continue
 		}
 		pause := again.Next()
 		if errors.Is(err, errOwnPort) {

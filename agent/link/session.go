@@ -62,6 +62,10 @@ type session struct {
 
 	lookAtOwn time.Time    // when the own port is looked at, from the shared one
 	looked    <-chan error // what came of it
+
+	// changeAt is when to connect again with a new certificate, changeCheck when
+	// to look whether it is a calm moment.
+	changeAt, changeCheck time.Time
 }
 
 // session connects and serves until the connection ends. It returns nil only
@@ -213,6 +217,9 @@ func (s *session) due(now time.Time) error {
 		s.pongBy = now.Add(s.l.path.scale(s.l.c.Patience, 4))
 		s.silent = !now.Before(s.lastHeard.Add(s.quiet.interval(s.keepAlive)))
 	}
+	if err := s.tendCertificate(now); err != nil {
+		return err
+	}
 	return s.send(now)
 }
 
@@ -247,7 +254,7 @@ func (s *session) next() time.Time {
 	if !s.lookAt.IsZero() {
 		linger = s.lookAt
 	}
-	for _, other := range []time.Time{linger, s.resendAt, s.answerBy, s.helloAt, s.lookAtOwn} {
+	for _, other := range []time.Time{linger, s.resendAt, s.answerBy, s.helloAt, s.lookAtOwn, s.certificateAt(time.Now())} {
 		if !other.IsZero() && other.Before(t) {
 			t = other
 		}
@@ -364,10 +371,14 @@ func (s *session) newHello() (wire.Up, error) {
 	s.epoch, s.helloFirst, s.sent, s.logged = sum.Epoch, sum.First, sum.First, sum.First
 	s.welcomed, s.resendAt, s.lingerAt, s.clocked = false, time.Time{}, time.Time{}, 0
 	s.l.welcomed.Store(false)
-	return wire.Up{Hello: &wire.Hello{
+	up := wire.Up{Hello: &wire.Hello{
 		Agent: s.l.c.Version, Epoch: sum.Epoch, First: sum.First, Next: sum.Next,
 		Inventory: sum.Inventory, Time: time.Now().UTC(), Open: sum.Open, Instance: s.l.instance,
-	}}, nil
+	}}
+	if k := s.l.c.Keeper; k != nil {
+		up.Anchors = k.Anchors()
+	}
+	return up, nil
 }
 
 // packet takes what came from the broker.
@@ -414,6 +425,14 @@ func (s *session) down(d wire.Down) error {
 			return err
 		}
 	}
+	if d.Certificate != nil {
+		if err := s.certificate(*d.Certificate); err != nil {
+			return err
+		}
+	}
+	if d.Renew && s.l.c.Keeper != nil {
+		s.l.c.Keeper.Ask()
+	}
 	if d.Resend != nil {
 		if err := s.rewind(*d.Resend); err != nil {
 			return err
@@ -442,7 +461,7 @@ func (s *session) down(d wire.Down) error {
 
 // clock takes over the manager's time.
 func (s *session) clock(t time.Time) error {
-	if end := s.c.expires(s.l.c.TLS.Certificates); t.After(end) {
+	if end := s.c.expires(s.l.ways[0].tls.Certificates); t.After(end) {
 		// At that time the manager would not be talking to this device. Once
 		// believed, it could not be corrected any more: every certificate
 		// would have expired.
@@ -501,6 +520,9 @@ func (s *session) welcome(w wire.Welcome) error {
 func (s *session) connected() {
 	if !s.l.welcomed.Swap(true) {
 		s.l.sessions.Add(1)
+		if k := s.l.c.Keeper; k != nil {
+			k.Connected()
+		}
 	}
 }
 
@@ -582,6 +604,10 @@ func (s *session) refused(e wire.Error) error {
 			s.l.c.Log.Error("report dropped: the manager refuses it", "seq", e.Seq, "report", kindOf(was), "error", err)
 		}
 		return nil
+	case wire.ErrorRenewal:
+		if s.l.c.Keeper != nil {
+			s.l.c.Keeper.Refused()
+		}
 	}
 	s.l.c.Log.Log(context.Background(), s.l.level(err), "the manager reports an error", "error", err)
 	return nil

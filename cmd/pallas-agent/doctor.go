@@ -288,7 +288,7 @@ func (e *examination) certificate(expires, now time.Time) {
 	left := expires.Sub(now)
 	day := expires.Format(time.DateOnly)
 	if left <= 0 {
-		e.line(false, "certificate", "expired on %s: put a new join string into join_file and restart the agent", day)
+		e.line(false, "certificate", "expired on %s: the agent renews it by its key if the manager agrees; if not, put a new join string into join_file and restart the agent", day)
 		return
 	}
 	e.line(true, "certificate", "%d days left, until %s", int(left.Hours()/24), day)
