@@ -70,7 +70,7 @@ func command() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(initCommand(), serveCommand(), resetCommand())
+	root.AddCommand(initCommand(), serveCommand(), resetCommand(), caCommand())
 	return root
 }
 

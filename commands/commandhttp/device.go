@@ -133,6 +133,15 @@ func (h *Handlers) registerDevices(api huma.API) {
 		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
 	}, h.approveDevice)
 	huma.Register(api, huma.Operation{
+		OperationID: "rotate-certificate", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/rotate-certificate", Tags: []string{"devices"},
+		Extensions: httpapi.Needs(auth.ManageDevices),
+		Summary:    "Have a device get another certificate",
+		Description: "Asks the device to renew its certificate now instead of when it is due: at once if it is connected, otherwise when it comes back. " +
+			"The answer says that the request is in the log; it is done when the device shows another certificate. Until then rotationRequestedAt says so, and asking again changes nothing. " +
+			"The certificate before stays valid until its end: to shut a device out, quarantine or retire it.",
+		Errors: []int{http.StatusConflict, http.StatusPreconditionFailed},
+	}, h.rotateCertificate)
+	huma.Register(api, huma.Operation{
 		OperationID: "retire-device", Method: http.MethodPost, Path: httpapi.Prefix + "/devices/{device}/retire", Tags: []string{"devices"},
 		Extensions: httpapi.Needs(auth.RetireDevices),
 		Summary:    "Retire a device", Description: "Ends a device for good: its open tasks end, its certificates are worth nothing, its session is closed. A device that is connected is told to erase its identity. Its history stays. Retiring a retired device changes nothing.",
@@ -185,6 +194,16 @@ func (h *Handlers) approveDevice(ctx context.Context, in *struct {
 ) (*DeviceWritten, error) {
 	return h.changeDevice(ctx, in.Device, in.IfMatch, func(id events.DeviceID, revision uint64) commands.Command {
 		return commands.ApproveDevice{Device: id, IfRevision: revision}
+	})
+}
+
+func (h *Handlers) rotateCertificate(ctx context.Context, in *struct {
+	DevicePath
+	MatchHeader
+},
+) (*DeviceWritten, error) {
+	return h.changeDevice(ctx, in.Device, in.IfMatch, func(id events.DeviceID, revision uint64) commands.Command {
+		return commands.RotateCertificate{Device: id, IfRevision: revision}
 	})
 }
 

@@ -57,6 +57,30 @@ func (e APITokenState) Valid() bool {
 	}
 }
 
+// Defines values for CertificateReason.
+const (
+	Enrol  CertificateReason = "enrol"
+	Lapsed CertificateReason = "lapsed"
+	Renew  CertificateReason = "renew"
+	Rotate CertificateReason = "rotate"
+)
+
+// Valid indicates whether the value is a known member of the CertificateReason enum.
+func (e CertificateReason) Valid() bool {
+	switch e {
+	case Enrol:
+		return true
+	case Lapsed:
+		return true
+	case Renew:
+		return true
+	case Rotate:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ChangeDevicesAction.
 const (
 	Approve    ChangeDevicesAction = "approve"
@@ -1116,16 +1140,41 @@ type Bytes struct {
 
 // Certificate defines model for Certificate.
 type Certificate struct {
+	// Anchors The CAs that the device accepts the manager by, named as the issuer is; absent while it has only ever known one.
+	//
+	// Example: ["9f86d081884c7d65"]
+	Anchors *[]string `json:"anchors,omitempty"`
+
+	// Issuer The CA that signed it: the first 8 bytes of the SHA-256 of its certificate, in hex.
+	//
+	// Example: 9f86d081884c7d65
+	Issuer *string `json:"issuer,omitempty"`
+
 	// NotAfter End of validity.
 	//
 	// Example: 2027-02-18T08:00:00Z
 	NotAfter time.Time `json:"notAfter"`
+
+	// Reason Why the device got it: by a join token, in time, because an operator wanted it, or because the one before was not good any more.
+	//
+	// Example: renew
+	Reason *CertificateReason `json:"reason,omitempty"`
+
+	// RotationRequestedAt Since when the device is to get another one; absent when it is not.
+	//
+	// Example: 2026-11-23T10:00:00Z
+	RotationRequestedAt *time.Time `json:"rotationRequestedAt,omitempty"`
 
 	// Serial Serial number in lower-case hex.
 	//
 	// Example: 3a9f00c1d2e4b5f6
 	Serial string `json:"serial"`
 }
+
+// CertificateReason Why the device got it: by a join token, in time, because an operator wanted it, or because the one before was not good any more.
+//
+// Example: renew
+type CertificateReason string
 
 // ChangeDevices defines model for ChangeDevices.
 type ChangeDevices struct {
@@ -1868,7 +1917,7 @@ type EnrollResponse struct {
 	// Example: true
 	Approved bool `json:"approved"`
 
-	// Ca The certificate authority that the device door's certificate chains to, PEM.
+	// Ca The certificate authorities that the device door's certificate chains to, PEM: one, or two while one takes over from the other.
 	//
 	// Example: -----BEGIN CERTIFICATE-----…
 	Ca string `json:"ca"`
@@ -2603,6 +2652,19 @@ type RekeyDevice struct {
 	KeyHash *string `json:"keyHash,omitempty"`
 }
 
+// RenewRequest defines model for RenewRequest.
+type RenewRequest struct {
+	// Csr PEM certificate request: ECDSA P-256, common name = device, signed by the key that the device registered with. Anything else it asks for is ignored.
+	//
+	// Example: -----BEGIN CERTIFICATE REQUEST-----…
+	Csr string `json:"csr"`
+
+	// Device The device's id.
+	//
+	// Example: 6f1c2e8a-0d5b-4c67-9c3e-1a2b3c4d5e6f
+	Device string `json:"device"`
+}
+
 // RetireDevice defines model for RetireDevice.
 type RetireDevice struct {
 	// Reason Why, for the history.
@@ -3238,6 +3300,9 @@ type ListDevicesParams struct {
 	// Version Only devices whose hypervisor has exactly this version.
 	Version *string `form:"version,omitempty" json:"version,omitempty"`
 
+	// CertificateExpiresBefore Only devices whose newest certificate ends before this instant (RFC 3339). Those that were retired are among them unless trust leaves them out.
+	CertificateExpiresBefore *time.Time `form:"certificateExpiresBefore,omitempty" json:"certificateExpiresBefore,omitempty"`
+
 	// PallasPosition Position that the answer must show at least, as an earlier answer gave it. The read waits for it up to 5 seconds.
 	PallasPosition *int64 `json:"Pallas-Position,omitempty"`
 }
@@ -3307,6 +3372,12 @@ type ReleaseDeviceParams struct {
 
 // RetireDeviceParams defines parameters for RetireDevice.
 type RetireDeviceParams struct {
+	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
+// RotateCertificateParams defines parameters for RotateCertificate.
+type RotateCertificateParams struct {
 	// IfMatch ETag of the device as it was read. The change is refused with 412 when somebody changed the device meanwhile.
 	IfMatch *string `json:"If-Match,omitempty"`
 }
@@ -3638,6 +3709,9 @@ type ChangePasswordJSONRequestBody = ChangePassword
 // SetPasswordJSONRequestBody defines body for SetPassword for application/json ContentType.
 type SetPasswordJSONRequestBody = SetPassword
 
+// RenewCertificateJSONRequestBody defines body for RenewCertificate for application/json ContentType.
+type RenewCertificateJSONRequestBody = RenewRequest
+
 // CreateSessionJSONRequestBody defines body for CreateSession for application/json ContentType.
 type CreateSessionJSONRequestBody = SignIn
 
@@ -3890,6 +3964,13 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/devices/{device}/retire (the `RetireDevice` operationId).
 	RetireDevice(ctx context.Context, device string, params *RetireDeviceParams, body RetireDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RotateCertificate Have a device get another certificate
+	//
+	// Asks the device to renew its certificate now instead of when it is due: at once if it is connected, otherwise when it comes back. The answer says that the request is in the log; it is done when the device shows another certificate. Until then rotationRequestedAt says so, and asking again changes nothing. The certificate before stays valid until its end: to shut a device out, quarantine or retire it.
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rotate-certificate (the `RotateCertificate` operationId).
+	RotateCertificate(ctx context.Context, device string, params *RotateCertificateParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetDeviceUsage Get what a device's connections cost
 	//
 	// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
@@ -4010,6 +4091,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/password/reset (the `SetPassword` operationId).
 	SetPassword(ctx context.Context, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RenewCertificateWithBody Renew the certificate of a device that cannot connect
+	//
+	// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+	RenewCertificateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RenewCertificate Renew the certificate of a device that cannot connect
+	//
+	// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+	RenewCertificate(ctx context.Context, body RenewCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRoles List the roles and what each permits
 	//
@@ -4644,6 +4743,23 @@ func (c *Client) RetireDevice(ctx context.Context, device string, params *Retire
 	return c.Client.Do(req)
 }
 
+// RotateCertificate Have a device get another certificate
+//
+// Asks the device to renew its certificate now instead of when it is due: at once if it is connected, otherwise when it comes back. The answer says that the request is in the log; it is done when the device shows another certificate. Until then rotationRequestedAt says so, and asking again changes nothing. The certificate before stays valid until its end: to shut a device out, quarantine or retire it.
+//
+// Corresponds with POST /api/v1/devices/{device}/rotate-certificate (the `RotateCertificate` operationId).
+func (c *Client) RotateCertificate(ctx context.Context, device string, params *RotateCertificateParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRotateCertificateRequest(c.Server, device, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetDeviceUsage Get what a device's connections cost
 //
 // Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
@@ -4905,6 +5021,44 @@ func (c *Client) SetPasswordWithBody(ctx context.Context, contentType string, bo
 // Corresponds with POST /api/v1/password/reset (the `SetPassword` operationId).
 func (c *Client) SetPassword(ctx context.Context, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetPasswordRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RenewCertificateWithBody Renew the certificate of a device that cannot connect
+//
+// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+func (c *Client) RenewCertificateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRenewCertificateRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RenewCertificate Renew the certificate of a device that cannot connect
+//
+// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+func (c *Client) RenewCertificate(ctx context.Context, body RenewCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRenewCertificateRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5749,6 +5903,18 @@ func NewListDevicesRequest(server string, params *ListDevicesParams) (*http.Requ
 
 		}
 
+		if params.CertificateExpiresBefore != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "certificateExpiresBefore", *params.CertificateExpiresBefore, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -6306,6 +6472,55 @@ func NewRetireDeviceRequestWithBody(server string, device string, params *Retire
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRotateCertificateRequest constructs an http.Request for the RotateCertificate method
+func NewRotateCertificateRequest(server string, device string, params *RotateCertificateParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/devices/%s/rotate-certificate", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	if params != nil {
 
@@ -7147,6 +7362,46 @@ func NewSetPasswordRequestWithBody(server string, contentType string, body io.Re
 	}
 
 	operationPath := fmt.Sprintf("/api/v1/password/reset")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRenewCertificateRequest calls the generic RenewCertificate builder with application/json body
+func NewRenewCertificateRequest(server string, body RenewCertificateJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRenewCertificateRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewRenewCertificateRequestWithBody constructs an http.Request for the RenewCertificate method, with any body, and a specified content type
+func NewRenewCertificateRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/renew")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -9016,6 +9271,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/devices/{device}/retire (the `RetireDevice` operationId).
 	RetireDeviceWithResponse(ctx context.Context, device string, params *RetireDeviceParams, body RetireDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RetireDeviceResponse, error)
 
+	// RotateCertificateWithResponse Have a device get another certificate
+	//
+	// Asks the device to renew its certificate now instead of when it is due: at once if it is connected, otherwise when it comes back. The answer says that the request is in the log; it is done when the device shows another certificate. Until then rotationRequestedAt says so, and asking again changes nothing. The certificate before stays valid until its end: to shut a device out, quarantine or retire it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/devices/{device}/rotate-certificate (the `RotateCertificate` operationId).
+	RotateCertificateWithResponse(ctx context.Context, device string, params *RotateCertificateParams, reqEditors ...RequestEditorFn) (*RotateCertificateResponse, error)
+
 	// GetDeviceUsageWithResponse Get what a device's connections cost
 	//
 	// Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
@@ -9150,6 +9414,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/password/reset (the `SetPassword` operationId).
 	SetPasswordWithResponse(ctx context.Context, body SetPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPasswordResponse, error)
+
+	// RenewCertificateWithBodyWithResponse Renew the certificate of a device that cannot connect
+	//
+	// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+	RenewCertificateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenewCertificateResponse, error)
+
+	// RenewCertificateWithResponse Renew the certificate of a device that cannot connect
+	//
+	// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+	RenewCertificateWithResponse(ctx context.Context, body RenewCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewCertificateResponse, error)
 
 	// ListRolesWithResponse List the roles and what each permits
 	//
@@ -10792,6 +11074,132 @@ func (r RetireDeviceResponse) ContentType() string {
 	return ""
 }
 
+// RotateCertificateResponse200Headers the declared response headers of an HTTP 200 response for RotateCertificate
+type RotateCertificateResponse200Headers struct {
+	ETag           *string
+	PallasPosition *int64
+}
+
+type RotateCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeviceIdentity
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationproblemJSON401 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationproblemJSON404 *Problem
+	// ApplicationproblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationproblemJSON409 *Problem
+	// ApplicationproblemJSON412 the response for an HTTP 412 `application/problem+json` response
+	ApplicationproblemJSON412 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RotateCertificateResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RotateCertificateResponse) GetJSON200() *DeviceIdentity {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON401() *Problem {
+	return r.ApplicationproblemJSON401
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON404() *Problem {
+	return r.ApplicationproblemJSON404
+}
+
+// GetApplicationproblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON409() *Problem {
+	return r.ApplicationproblemJSON409
+}
+
+// GetApplicationproblemJSON412 returns the response for an HTTP 412 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON412() *Problem {
+	return r.ApplicationproblemJSON412
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r RotateCertificateResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r RotateCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RotateCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RotateCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RotateCertificateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetDeviceUsageResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -11941,6 +12349,110 @@ func (r SetPasswordResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetPasswordResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RenewCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EnrollResponse
+	// ApplicationproblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationproblemJSON400 *Problem
+	// ApplicationproblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationproblemJSON403 *Problem
+	// ApplicationproblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationproblemJSON413 *Problem
+	// ApplicationproblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationproblemJSON415 *Problem
+	// ApplicationproblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationproblemJSON422 *Problem
+	// ApplicationproblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationproblemJSON429 *Problem
+	// ApplicationproblemJSON500 the response for an HTTP 500 `application/problem+json` response
+	ApplicationproblemJSON500 *Problem
+	// ApplicationproblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationproblemJSON503 *Problem
+	// ApplicationproblemJSON507 the response for an HTTP 507 `application/problem+json` response
+	ApplicationproblemJSON507 *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RenewCertificateResponse) GetJSON200() *EnrollResponse {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON400() *Problem {
+	return r.ApplicationproblemJSON400
+}
+
+// GetApplicationproblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON403() *Problem {
+	return r.ApplicationproblemJSON403
+}
+
+// GetApplicationproblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON413() *Problem {
+	return r.ApplicationproblemJSON413
+}
+
+// GetApplicationproblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON415() *Problem {
+	return r.ApplicationproblemJSON415
+}
+
+// GetApplicationproblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON422() *Problem {
+	return r.ApplicationproblemJSON422
+}
+
+// GetApplicationproblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON429() *Problem {
+	return r.ApplicationproblemJSON429
+}
+
+// GetApplicationproblemJSON500 returns the response for an HTTP 500 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON500() *Problem {
+	return r.ApplicationproblemJSON500
+}
+
+// GetApplicationproblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON503() *Problem {
+	return r.ApplicationproblemJSON503
+}
+
+// GetApplicationproblemJSON507 returns the response for an HTTP 507 `application/problem+json` response
+func (r RenewCertificateResponse) GetApplicationproblemJSON507() *Problem {
+	return r.ApplicationproblemJSON507
+}
+
+// GetBody returns the raw response body bytes
+func (r RenewCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RenewCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RenewCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RenewCertificateResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -15716,6 +16228,21 @@ func (c *ClientWithResponses) RetireDeviceWithResponse(ctx context.Context, devi
 	return ParseRetireDeviceResponse(rsp)
 }
 
+// RotateCertificateWithResponse Have a device get another certificate
+//
+// Asks the device to renew its certificate now instead of when it is due: at once if it is connected, otherwise when it comes back. The answer says that the request is in the log; it is done when the device shows another certificate. Until then rotationRequestedAt says so, and asking again changes nothing. The certificate before stays valid until its end: to shut a device out, quarantine or retire it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/devices/{device}/rotate-certificate (the `RotateCertificate` operationId).
+func (c *ClientWithResponses) RotateCertificateWithResponse(ctx context.Context, device string, params *RotateCertificateParams, reqEditors ...RequestEditorFn) (*RotateCertificateResponse, error) {
+	rsp, err := c.RotateCertificate(ctx, device, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRotateCertificateResponse(rsp)
+}
+
 // GetDeviceUsageWithResponse Get what a device's connections cost
 //
 // Bytes on the wire per day, as the manager's sockets counted them. A retired device keeps its days.
@@ -15939,6 +16466,36 @@ func (c *ClientWithResponses) SetPasswordWithResponse(ctx context.Context, body 
 		return nil, err
 	}
 	return ParseSetPasswordResponse(rsp)
+}
+
+// RenewCertificateWithBodyWithResponse Renew the certificate of a device that cannot connect
+//
+// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+func (c *ClientWithResponses) RenewCertificateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenewCertificateResponse, error) {
+	rsp, err := c.RenewCertificateWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRenewCertificateResponse(rsp)
+}
+
+// RenewCertificateWithResponse Renew the certificate of a device that cannot connect
+//
+// For agents: gives a device that is known another certificate when the one that it has is not good any more, because it ended while the device was away, or its CA was replaced. The key that the device registered with is the proof. A device whose certificate ended longer ago than devices.certificate_grace needs a new join token. A device with a good certificate renews it over its session instead.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/renew (the `RenewCertificate` operationId).
+func (c *ClientWithResponses) RenewCertificateWithResponse(ctx context.Context, body RenewCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewCertificateResponse, error) {
+	rsp, err := c.RenewCertificate(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRenewCertificateResponse(rsp)
 }
 
 // ListRolesWithResponse List the roles and what each permits
@@ -17791,6 +18348,129 @@ func ParseRetireDeviceResponse(rsp *http.Response) (*RetireDeviceResponse, error
 	return response, nil
 }
 
+// ParseRotateCertificateResponse parses an HTTP response from a RotateCertificateWithResponse call
+func ParseRotateCertificateResponse(rsp *http.Response) (*RotateCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RotateCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeviceIdentity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 412:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON412 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RotateCertificateResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Pallas-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pallas-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.PallasPosition = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetDeviceUsageResponse parses an HTTP response from a GetDeviceUsageWithResponse call
 func ParseGetDeviceUsageResponse(rsp *http.Response) (*GetDeviceUsageResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -18788,6 +19468,95 @@ func ParseSetPasswordResponse(rsp *http.Response) (*SetPasswordResponse, error) 
 			return nil, err
 		}
 		response.ApplicationproblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 500:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON500 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 507:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON507 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRenewCertificateResponse parses an HTTP response from a RenewCertificateWithResponse call
+func ParseRenewCertificateResponse(rsp *http.Response) (*RenewCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RenewCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EnrollResponse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSON400 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
 		var dest Problem

@@ -72,6 +72,11 @@ type VMCounts struct {
 type Certificate struct {
 	Serial   string    `json:"serial" example:"3a9f00c1d2e4b5f6" doc:"Serial number in lower-case hex."`
 	NotAfter time.Time `json:"notAfter" example:"2027-02-18T08:00:00Z" doc:"End of validity."`
+	Issuer   string    `json:"issuer,omitempty" example:"9f86d081884c7d65" doc:"The CA that signed it: the first 8 bytes of the SHA-256 of its certificate, in hex."`
+	Reason   string    `json:"reason,omitempty" enum:"enrol,renew,rotate,lapsed" example:"renew" doc:"Why the device got it: by a join token, in time, because an operator wanted it, or because the one before was not good any more."`
+	// RotationRequestedAt is part of the certificate, because its change ends it.
+	RotationRequestedAt time.Time `json:"rotationRequestedAt,omitzero" example:"2026-11-23T10:00:00Z" doc:"Since when the device is to get another one; absent when it is not."`
+	Anchors             []string  `json:"anchors,omitempty" example:"[\"9f86d081884c7d65\"]" doc:"The CAs that the device accepts the manager by, named as the issuer is; absent while it has only ever known one."`
 }
 
 // DeviceIdentity is what a change of a device answers: the part of a [Device]

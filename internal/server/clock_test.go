@@ -59,13 +59,16 @@ func TestCertificateEnds(t *testing.T) {
 	m := servertest.New(t, func(c *server.Config) {
 		c.Devices.Grace = config.Duration(time.Second)
 		c.Devices.CertificateLife = config.Duration(life)
+		c.Devices.CertificateGrace = 0 // else it would come back by its key
 	})
 	m.Clock = clock.Now
 	m.Run()
 	stays := startAgent(t, "stays", m.Join(1), fake.Sample("stays", 1))
 	servertest.Eventually(t, 30*time.Second, func() error { return connected(m, 1) })
 	clock.set(10*time.Second - life)
-	ends := startAgent(t, "ends", m.Join(1), fake.Sample("ends", 1))
+	// Nor by its join string, which ends a moment earlier.
+	join := m.JoinWith(client.CreateJoinTokenJSONRequestBody{MaxUses: new(int64(1)), Approve: new(client.CreateJoinTokenApproveAuto), Ttl: new(int64(life.Seconds()))})
+	ends := startAgent(t, "ends", join, fake.Sample("ends", 1))
 	servertest.Eventually(t, 30*time.Second, func() error { return connected(m, 2) })
 	clock.set(0)
 	servertest.Eventually(t, 30*time.Second, func() error { return connected(m, 1) })

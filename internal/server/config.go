@@ -84,6 +84,9 @@ type DevicesConfig struct {
 	Reconcile config.Duration `yaml:"reconcile"`
 	// CertificateLife is how long a device certificate is valid.
 	CertificateLife config.Duration `yaml:"certificate_life"`
+	// CertificateGrace is how long after the end of its certificate a device that
+	// was away gets another one for its key alone; 0 means never.
+	CertificateGrace config.Duration `yaml:"certificate_grace"`
 }
 
 // startGrace is how long the devices that were connected have to come back to a
@@ -115,6 +118,8 @@ func Defaults() Config {
 			Window:          1024,
 			Reconcile:       config.Duration(10 * time.Minute),
 			CertificateLife: config.Duration(90 * 24 * time.Hour),
+
+			CertificateGrace: config.Duration(30 * 24 * time.Hour),
 		},
 		Telemetry: TelemetryConfig{Interval: config.Duration(5 * time.Minute), Days: 400, MaxBytes: 1 << 30},
 		Log:       LogConfig{Level: "info", Format: "text"},
@@ -154,6 +159,7 @@ func (c Config) Validate() error {
 		{"devices.keep_alive", c.Devices.KeepAlive, time.Second, time.Hour},
 		{"devices.reconcile", c.Devices.Reconcile, time.Second, 24 * time.Hour},
 		{"devices.certificate_life", c.Devices.CertificateLife, time.Hour, 825 * 24 * time.Hour},
+		{"devices.certificate_grace", c.Devices.CertificateGrace, 0, 3660 * 24 * time.Hour},
 	} {
 		if d := time.Duration(r.value); d < r.least || d > r.max {
 			return fmt.Errorf("%s: %v is out of range, want %v to %v", r.key, d, r.least, r.max)

@@ -33,6 +33,7 @@ import (
 	"pallas/mqttgw"
 	"pallas/mqttgw/enroll"
 	"pallas/mqttgw/pki"
+	"pallas/mqttgw/renewal"
 	"pallas/mqttgw/wire"
 	"pallas/projections"
 	"pallas/projections/queryhttp"
@@ -53,7 +54,7 @@ type Server struct {
 	ready chan struct{}
 
 	// What follows is set by Run before ready is closed.
-	ca       *pki.CA
+	ca       *pki.Authority
 	httpURL  string
 	mqttAddr string
 	store    *jsstore.Store
@@ -104,7 +105,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	if s.ca, err = pki.Load(pkiDir(s.cfg)); err != nil {
+	if s.ca, err = pki.Open(pkiDir(s.cfg)); err != nil {
 		return fmt.Errorf("load the CA: %w", err)
 	}
 	// The ports come first: a busy one is the commonest mistake, and nothing
@@ -142,7 +143,8 @@ func (s *Server) Run(ctx context.Context) error {
 	broker, err := mqttgw.NewBroker(mqttgw.BrokerConfig{
 		Dir: brokerDir(s.cfg), MQTT: s.cfg.MQTT.Listen, Sync: time.Duration(s.cfg.Events.Sync), Log: s.log,
 		TicketKeys: filepath.Join(pkiDir(s.cfg), "tickets.key"),
-		TLS:        &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, ClientCAs: s.ca.Pool(), Time: s.now},
+		TLS:        &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates.GetCertificate, Time: s.now},
+		ClientCAs:  s.ca.Pool,
 	})
 	if err != nil {
 		return err
@@ -241,8 +243,16 @@ func (s *Server) Run(ctx context.Context) error {
 	presence := reactors.NewPresence(reactors.PresenceConfig{
 		Commands: s.commands, Log: s.log, Now: s.now, Grace: time.Duration(s.cfg.Devices.Grace), StartGrace: s.cfg.Devices.startGrace(),
 	})
+	renewals, err := renewal.New(renewal.Config{
+		Commands: s.commands, Authority: s.ca, Life: time.Duration(s.cfg.Devices.CertificateLife),
+		Grace: time.Duration(s.cfg.Devices.CertificateGrace), Now: s.now, Registerer: registry,
+	})
+	if err != nil {
+		return err
+	}
+	registry.MustRegister(s.db.ExpiryCollector(s.now), authorityCollector{s.ca})
 	gateway, err := mqttgw.New(mqttgw.Config{
-		Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Now: s.now, Registerer: registry,
+		Renewals: renewals, Authority: s.ca, Broker: broker, Commands: s.commands, Presence: presence, Log: s.log, Now: s.now, Registerer: registry,
 		Usage: measured, UsageInterval: time.Duration(s.cfg.Telemetry.Interval),
 		ReceiptDelay: receiptDelay(time.Duration(s.cfg.Events.Sync)),
 		Settings: wire.Settings{
@@ -259,7 +269,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	handler, err := s.api(registry)
+	handler, err := s.api(registry, renewals)
 	if err != nil {
 		return err
 	}
@@ -293,6 +303,10 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return gateway.Run(ctx) })
 	g.Go(func() error { return reactor.Run(ctx) })
 	g.Go(func() error { return passMQTT(ctx) })
+	g.Go(func() error {
+		s.followAuthority(ctx, gateway.TrustChanged)
+		return nil
+	})
 	g.Go(func() error {
 		tendMemory(ctx, broker.Accepted)
 		return nil
@@ -337,7 +351,7 @@ func (s *Server) room() error {
 	return err
 }
 
-func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
+func (s *Server) api(registry *prometheus.Registry, renewals *renewal.Service) (http.Handler, error) {
 	read, err := queryhttp.New(queryhttp.Config{DB: s.db, Store: s.store, Usage: s.usage, LogBytes: s.store.Bytes, Version: version.String()})
 	if err != nil {
 		return nil, err
@@ -354,7 +368,7 @@ func (s *Server) api(registry *prometheus.Registry) (http.Handler, error) {
 		Checks: []httpapi.Check{read.LogCheck(), read.Check(maxLag), s.disk},
 		Register: []httpapi.Register{write.Register, read.Register, s.access.Register, func(api huma.API) {
 			enroll.Register(api, enroll.Config{
-				Commands: s.commands, CA: s.ca, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
+				Commands: s.commands, CA: s.ca, Renewals: renewals, Tokens: s.creds, MQTT: s.MQTTAddr, Life: time.Duration(s.cfg.Devices.CertificateLife),
 				Log: s.log, Now: s.now, Registerer: registry,
 			})
 		}},
@@ -420,7 +434,7 @@ func (s *Server) certificates() (*pki.ServerSource, error) {
 	add(s.cfg.HTTP.Listen)
 	add(s.cfg.MQTT.Listen)
 	add(s.cfg.MQTT.Address)
-	c, err := pki.NewServerSource(pki.ServerConfig{CA: s.ca, Hosts: hosts, Now: s.now})
+	c, err := pki.NewServerSource(pki.ServerConfig{Authority: s.ca, Hosts: hosts, Now: s.now})
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
@@ -480,7 +494,7 @@ func resend(sync time.Duration) int {
 func seconds(d config.Duration) int { return int(time.Duration(d) / time.Second) }
 
 func (s *Server) joinString(token string, expires time.Time) (string, error) {
-	return wire.Join{URL: s.httpURL, CA: s.ca.Fingerprint(), Token: token, Expires: expires}.String(), nil
+	return wire.Join{URL: s.httpURL, CA: s.ca.State().Active().Fingerprint(), Token: token, Expires: expires}.String(), nil
 }
 
 // readModel gives the reactors what they need to know at their start.
