@@ -106,16 +106,18 @@ func Enrol(ctx context.Context, id Identity, c EnrolConfig) (Identity, error) {
 			return id, nil
 		}
 		var refused *RefusedError
-		pause, message := time.Duration(0), "cannot enrol yet"
+		var pause time.Duration
 		switch {
 		case !errors.As(err, &refused):
 			pause = max(c.Backoff.Next(), after)
+			c.Log.Warn("cannot enrol yet", "manager", c.Join.URL, "error", err, "retry_in", pause.Round(time.Millisecond))
 		case slices.Contains(undecided, refused.Code):
-			pause, message = patient.Next(), "cannot enrol until a person has decided about this device at the manager"
+			pause = patient.Next()
+			c.Log.Warn("cannot enrol until a person has decided about this device at the manager",
+				"manager", c.Join.URL, "error", err, "retry_in", pause.Round(time.Millisecond))
 		default:
 			return Identity{}, err
 		}
-		c.Log.Warn(message, "manager", c.Join.URL, "error", err, "retry_in", pause.Round(time.Millisecond))
 		if err := retry.Pause(ctx, pause); err != nil {
 			return Identity{}, err
 		}

@@ -110,7 +110,7 @@ func (l *Link) session(ctx context.Context) error {
 	defer func() {
 		stopLooking()
 		if s.looked != nil {
-			<-s.looked
+			_ = <-s.looked // nobody wants to know any more
 		}
 	}()
 	err = s.serve(ctx, looks, incoming, failed)

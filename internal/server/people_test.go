@@ -247,7 +247,7 @@ func TestPersonLeaves(t *testing.T) {
 			tok := b.with(made.Token)
 			want[object](b, 200, "GET", "/api/v1/devices", nil)
 			want[object](tok, 200, "GET", "/api/v1/devices", nil)
-			var streams []*http.Response
+			var streams []io.Reader
 			for _, x := range []*browser{b, tok} {
 				resp, err := x.http.Do(x.request("GET", "/api/v1/events/stream", nil))
 				if err != nil {
@@ -257,7 +257,7 @@ func TestPersonLeaves(t *testing.T) {
 				if _, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || resp.StatusCode != 200 {
 					t.Fatalf("stream: %s, %v", resp.Status, err)
 				}
-				streams = append(streams, resp)
+				streams = append(streams, resp.Body)
 			}
 			if resp, text := a.do(how.method, "/api/v1/users/"+u.ID+how.path, nil); resp.StatusCode >= 300 {
 				t.Fatalf("%s: %s\n%s", how.name, resp.Status, text)
@@ -267,7 +267,7 @@ func TestPersonLeaves(t *testing.T) {
 			tok.refused(401, "GET", "/api/v1/devices", nil)
 			b.with("").refused(401, "POST", "/api/v1/session", object{"login": "leaver-" + how.name, "password": goodPassword})
 			for _, s := range streams {
-				_, err := io.Copy(io.Discard, s.Body)
+				_, err := io.Copy(io.Discard, s)
 				if took := time.Since(gone); took > 3*time.Second {
 					t.Errorf("the stream ended %v after, %v", took, err)
 				}
