@@ -116,8 +116,9 @@ func (d Device) mayRenew() *Error {
 		return nil
 	case TrustRetired:
 		return denied(CodeRetired, "device %s was retired: it gets no certificate", d.ID)
+	default:
+		return denied(string(d.Trust), "device %s is %s: it gets no certificate", d.ID, d.Trust)
 	}
-	return denied(string(d.Trust), "device %s is %s: it gets no certificate", d.ID, d.Trust)
 }
 
 func (d Device) rotate(c RotateCertificate) ([]events.Event, error) {

@@ -24,7 +24,7 @@ const (
 func certified(t *testing.T, ends ...int) *eventLog {
 	l := newLog(t)
 	for i, days := range ends {
-		id := events.DeviceID(fleetID(i))
+		id := fleetID(i)
 		l.register(id, string(rune('a'+i)))
 		l.device(id, events.CertificateIssued{Serial: "1", KeyHash: "k", NotBefore: at(0), NotAfter: at(0).Add(time.Duration(days) * day), Issuer: anchorA, Reason: events.CertificateEnrol})
 	}
@@ -91,7 +91,7 @@ func TestExpiry(t *testing.T) {
 // A rotation is open until a certificate is issued, whatever asked for it.
 func TestRotationAndAnchors(t *testing.T) {
 	l := certified(t, 10)
-	id := events.DeviceID(fleetID(0))
+	id := fleetID(0)
 	l.device(id, events.CertificateRotationRequested{})
 	asked := l.device(id, events.DeviceAnchorsChanged{Anchors: []string{anchorA, anchorB}})
 	d := given(t, l)
@@ -111,7 +111,7 @@ func TestRotationAndAnchors(t *testing.T) {
 // DeviceTrusts reads beside the process that writes, and after it.
 func TestDeviceTrusts(t *testing.T) {
 	l := certified(t, 10, 20)
-	second := events.DeviceID(fleetID(1))
+	second := fleetID(1)
 	l.device(second, events.DeviceAnchorsChanged{Anchors: []string{anchorA, anchorB}})
 	path := filepath.Join(t.TempDir(), "read.db")
 	if _, err := DeviceTrusts(t.Context(), path); err == nil {
@@ -123,7 +123,7 @@ func TestDeviceTrusts(t *testing.T) {
 	check(t, err)
 	wait(t, d, last)
 	want := []DeviceTrust{
-		{ID: events.DeviceID(fleetID(0)), Issuer: anchorA, Anchors: []string{anchorA}},
+		{ID: fleetID(0), Issuer: anchorA, Anchors: []string{anchorA}},
 		{ID: second, Issuer: anchorA, Anchors: []string{anchorA, anchorB}},
 	}
 	same := func(when string) {

@@ -110,7 +110,7 @@ func (l *Link) session(ctx context.Context) error {
 	defer func() {
 		stopLooking()
 		if s.looked != nil {
-			_ = <-s.looked // nobody wants to know any more
+			<-s.looked //nolint:errcheck // nobody wants to know any more
 		}
 	}()
 	err = s.serve(ctx, looks, incoming, failed)

@@ -40,7 +40,7 @@ func ca(t *testing.T, m *servertest.Manager, phase pki.Phase, untold, old int) s
 			return err
 		}
 		if c.Unknown != nil || c.State.Phase != phase || len(c.Untold) != untold || len(c.Old) != old {
-			return fmt.Errorf("%s, %d untold, %d old, unknown: %v; want %s, %d, %d", c.State.Phase, len(c.Untold), len(c.Old), c.Unknown, phase, untold, old)
+			return fmt.Errorf("%s, %d untold, %d old, unknown: %w; want %s, %d, %d", c.State.Phase, len(c.Untold), len(c.Old), c.Unknown, phase, untold, old)
 		}
 		return nil
 	})
