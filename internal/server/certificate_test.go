@@ -320,6 +320,7 @@ func TestRotateCertificate(t *testing.T) {
 		t.Errorf("%v rotations counted", n)
 	}
 
+	s.off()
 	r, err := m.API.RetireDeviceWithResponse(t.Context(), s.a.Device(), nil, client.RetireDeviceJSONRequestBody{})
 	if err != nil || r.JSON200 == nil {
 		t.Fatalf("retire: %v", err)
@@ -328,7 +329,6 @@ func TestRotateCertificate(t *testing.T) {
 	if err != nil || refused.StatusCode() != 409 {
 		t.Errorf("rotate a retired device: %v, %s", err, refused.Body)
 	}
-	s.off()
 	m.Stop()
 	if got := reasons(certificates(t, m)); !slices.Equal(got, []events.CertificateReason{"enrol", "rotate", "rotate"}) {
 		t.Errorf("certificates %q", got)
