@@ -38,12 +38,12 @@ type SelectFunc func(ctx context.Context, sel labels.Selector, scope labels.Scop
 
 // ChangeDevices says what to do with which devices.
 type ChangeDevices struct {
-	Action   string     `json:"action" enum:"approve,reject,quarantine,release,label,retire" example:"label" doc:"What to do with each device, as the operation for one does it."`
+	Action   string     `json:"action" enum:"approve,reject,quarantine,release,label,rotate-certificate,retire" example:"label" doc:"What to do with each device, as the operation for one does it."`
 	Selector string     `json:"selector,omitempty" maxLength:"4096" example:"site=fra,role in (pos,kiosk)" doc:"Label selector that picks the devices, in the grammar of the lists. Required, unless all says that every device is meant."`
 	All      bool       `json:"all,omitempty" example:"false" doc:"Every device is meant. Not together with selector."`
 	Trust    []string   `json:"trust,omitempty" maxItems:"8" enum:"pending,approved,rejected,quarantined,retired" example:"[\"pending\"]" doc:"Only devices in one of these states."`
 	Labels   LabelPatch `json:"labels,omitzero" doc:"For label: labels to set (string) or remove (null); others stay."`
-	Reason   string     `json:"reason,omitempty" maxLength:"1024" example:"shops closed" doc:"Why, for the history of each device; not for approve and label."`
+	Reason   string     `json:"reason,omitempty" maxLength:"1024" example:"shops closed" doc:"Why, for the history of each device; not for approve, label and rotate-certificate."`
 	DryRun   bool       `json:"dryRun,omitempty" example:"true" doc:"Change nothing, and answer what would happen."`
 	Expect   *int       `json:"expect,omitempty" minimum:"0" maximum:"10000" example:"40" doc:"How many devices are meant, as a dry run counted them. When there are more or less by now, the request is refused with 412 and nothing is changed."`
 }
@@ -93,6 +93,9 @@ var bulkActions = map[string]bulkAction{
 	}},
 	"release": {permission: auth.ManageDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
 		return commands.ReleaseDevice{Device: id, Reason: c.Reason}
+	}},
+	"rotate-certificate": {permission: auth.ManageDevices, command: func(id events.DeviceID, _ ChangeDevices) commands.Command {
+		return commands.RotateCertificate{Device: id}
 	}},
 	"retire": {permission: auth.RetireDevices, reason: true, command: func(id events.DeviceID, c ChangeDevices) commands.Command {
 		return commands.RetireDevice{Device: id, Reason: c.Reason}

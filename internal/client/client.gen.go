@@ -83,12 +83,13 @@ func (e CertificateReason) Valid() bool {
 
 // Defines values for ChangeDevicesAction.
 const (
-	Approve    ChangeDevicesAction = "approve"
-	Label      ChangeDevicesAction = "label"
-	Quarantine ChangeDevicesAction = "quarantine"
-	Reject     ChangeDevicesAction = "reject"
-	Release    ChangeDevicesAction = "release"
-	Retire     ChangeDevicesAction = "retire"
+	Approve           ChangeDevicesAction = "approve"
+	Label             ChangeDevicesAction = "label"
+	Quarantine        ChangeDevicesAction = "quarantine"
+	Reject            ChangeDevicesAction = "reject"
+	Release           ChangeDevicesAction = "release"
+	Retire            ChangeDevicesAction = "retire"
+	RotateCertificate ChangeDevicesAction = "rotate-certificate"
 )
 
 // Valid indicates whether the value is a known member of the ChangeDevicesAction enum.
@@ -105,6 +106,8 @@ func (e ChangeDevicesAction) Valid() bool {
 	case Release:
 		return true
 	case Retire:
+		return true
+	case RotateCertificate:
 		return true
 	default:
 		return false
@@ -1203,7 +1206,7 @@ type ChangeDevices struct {
 	// Example: {"old":null,"site":"fra"}
 	Labels *map[string]*string `json:"labels,omitempty"`
 
-	// Reason Why, for the history of each device; not for approve and label.
+	// Reason Why, for the history of each device; not for approve, label and rotate-certificate.
 	//
 	// Example: shops closed
 	Reason *string `json:"reason,omitempty"`

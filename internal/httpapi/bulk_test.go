@@ -174,8 +174,11 @@ func TestBulkTrust(t *testing.T) {
 		{`{"action":"quarantine","all":true}`, 1, 0, "quarantined quarantined"},
 		{`{"action":"release","all":true,"trust":["quarantined"],"reason":"found"}`, 2, 0, "approved approved"},
 		{`{"action":"release","all":true}`, 0, 0, "approved approved"},
+		{`{"action":"rotate-certificate","all":true}`, 2, 0, "approved approved"},
+		{`{"action":"rotate-certificate","all":true}`, 0, 0, "approved approved"},
 		{`{"action":"retire","all":true}`, 2, 0, "retired retired"},
 		{`{"action":"release","all":true}`, 0, 2, "retired retired"},
+		{`{"action":"rotate-certificate","all":true}`, 0, 2, "retired retired"},
 	} {
 		r, a := m.changeMany(step.body)
 		if r.Changed != step.changed || r.Refused != step.refused {

@@ -87,7 +87,7 @@ func (a *app) root() *cobra.Command {
 
 	root.AddCommand(get, describe, watch,
 		a.loginCommand(), a.logoutCommand(), a.contextCommand(),
-		a.deviceCommand(), a.approveCommand(), a.rejectCommand(), a.quarantineCommand(), a.releaseCommand(), a.rekeyCommand(), a.retireCommand(), a.labelCommand(),
+		a.deviceCommand(), a.approveCommand(), a.rejectCommand(), a.quarantineCommand(), a.releaseCommand(), a.rekeyCommand(), a.rotateCertificateCommand(), a.retireCommand(), a.labelCommand(),
 		a.vmCommand(), a.taskCommand(), a.joinTokenCommand(),
 		a.userCommand(), a.roleCommand(), a.tokenCommand(), a.sessionCommand(), a.passwordCommand(), a.setPasswordCommand(),
 		a.usageCommand(), a.statusCommand(), a.whoamiCommand(), a.versionCommand(), a.decodeCommand())

@@ -295,7 +295,7 @@ func (a *app) deviceCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(a.approveCommand(), a.rejectCommand(), a.quarantineCommand(), a.releaseCommand(), a.rekeyCommand(), a.retireCommand(), a.labelCommand(), rename, a.noteCommand(), a.siteCommand())
+	cmd.AddCommand(a.approveCommand(), a.rejectCommand(), a.quarantineCommand(), a.releaseCommand(), a.rekeyCommand(), a.rotateCertificateCommand(), a.retireCommand(), a.labelCommand(), rename, a.noteCommand(), a.siteCommand())
 	return cmd
 }
 

@@ -46,6 +46,18 @@ func (a *app) releaseCommand() *cobra.Command {
 	})
 }
 
+func (a *app) rotateCertificateCommand() *cobra.Command {
+	return a.actionCommand(action{
+		verb: "rotate-certificate", done: "asked for another certificate", short: "Have devices get another certificate for their key, now or when they connect",
+		one: func(ctx context.Context, s *session, d client.Device, _ string) error {
+			_, err := ask(ctx, s, func(ctx context.Context) (*client.RotateCertificateResponse, error) {
+				return s.api.RotateCertificateWithResponse(ctx, d.Id.String(), nil)
+			})
+			return err
+		},
+	})
+}
+
 func (a *app) rekeyCommand() *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
