@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"pallas/agent"
+	"pallas/agent/identity"
 	"pallas/agent/hypervisor"
 	"pallas/agent/hypervisor/fake"
 	"pallas/events"
@@ -75,7 +77,8 @@ func startAgent(t *testing.T, name, join string, driver hypervisor.Driver, chang
 	go func() { done <- a.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		var retired *identity.RetiredError // by the test
+		if err := <-done; err != nil && !errors.As(err, &retired) {
 			t.Errorf("%s: %v", name, err)
 		}
 	})
