@@ -17,9 +17,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"pallas/agent"
-	"pallas/agent/identity"
 	"pallas/agent/hypervisor"
 	"pallas/agent/hypervisor/fake"
+	"pallas/agent/identity"
 	"pallas/events"
 	"pallas/internal/client"
 	"pallas/internal/config"
