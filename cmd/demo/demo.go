@@ -17,6 +17,7 @@ import (
 	"pallas/agent"
 	"pallas/agent/hypervisor/esxi"
 	"pallas/agent/hypervisor/esxi/vcsim"
+	"pallas/agent/identity"
 	"pallas/internal/client"
 	"pallas/internal/config"
 	"pallas/internal/server"
@@ -141,7 +142,15 @@ func (d *demo) bringUp(ctx context.Context, g *errgroup.Group) (err error) {
 		if err != nil {
 			return err
 		}
-		g.Go(func() error { return a.Run(ctx) })
+		g.Go(func() error {
+			err := a.Run(ctx)
+			// Whoever tries the demo may retire a device: the others go on.
+			if retired := new(identity.RetiredError); errors.As(err, &retired) {
+				d.log.Info("agent ended", "host", h.Name(), "reason", err)
+				return nil
+			}
+			return err
+		})
 	}
 	return nil
 }
