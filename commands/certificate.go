@@ -114,11 +114,9 @@ func (d Device) mayRenew() *Error {
 	switch d.Trust {
 	case TrustPending, TrustApproved:
 		return nil
-	case TrustRetired:
-		return denied(CodeRetired, "device %s was retired: it gets no certificate", d.ID)
-	default:
-		return denied(string(d.Trust), "device %s is %s: it gets no certificate", d.ID, d.Trust)
+	case TrustRejected, TrustQuarantined, TrustRetired:
 	}
+	return d.keptOut("it gets no certificate")
 }
 
 func (d Device) rotate(c RotateCertificate) ([]events.Event, error) {
