@@ -21,8 +21,9 @@ const PeopleBucket = "PEOPLE"
 
 // Errors of the store of people.
 var (
-	ErrUnknown    = errors.New("no such person")
-	ErrLoginTaken = errors.New("login is taken")
+	ErrUnknown       = errors.New("no such person")
+	ErrLoginTaken    = errors.New("login is taken")
+	ErrIdentityTaken = errors.New("somebody comes by this identity already")
 )
 
 // Limits of what is kept of a person.
@@ -38,7 +39,10 @@ type Person struct {
 	Name  string        `json:"name,omitempty"`
 	Email string        `json:"email,omitempty"`
 	// Password is the argon2id hash as a PHC string; "" while there is none.
-	Password string    `json:"password,omitempty"`
+	Password string `json:"password,omitempty"`
+	// Identity is who the person is to an OpenID Connect provider; nil for who
+	// does not come by one. It never changes.
+	Identity *Identity `json:"identity,omitempty"`
 	Created  time.Time `json:"created"`
 }
 
@@ -89,7 +93,8 @@ func loginKey(folded string) string {
 	return "login." + hex.EncodeToString(sum[:])
 }
 
-// Add stores a new person under a login that nobody has: ErrLoginTaken.
+// Add stores a new person under a login that nobody has, ErrLoginTaken, and an
+// identity that nobody has, if any: ErrIdentityTaken.
 func (p *People) Add(ctx context.Context, person Person) error {
 	folded, err := FoldLogin(person.Login)
 	if err != nil {
@@ -98,13 +103,18 @@ func (p *People) Add(ctx context.Context, person Person) error {
 	person.Created = second(p.now())
 	// The login comes first: it decides between two who want the same one. One
 	// without a person, after a crash in between, is taken over.
-	if err := p.claim(ctx, folded, person.ID); err != nil {
+	if err := p.claimLogin(ctx, folded, person.ID); err != nil {
 		return err
+	}
+	if i := person.Identity; i != nil {
+		if err := p.claimIdentity(ctx, *i, person.ID); err != nil {
+			return err
+		}
 	}
 	return p.v.create(ctx, personKey(person.ID), person)
 }
 
-// claim says whose a login is. The owner's record says it too; while that is
+// claim says whose a login or an identity is. The owner's record says it too; while that is
 // being written, only the claim does.
 type claim struct {
 	User events.UserID `json:"user"`
@@ -114,14 +124,27 @@ type claim struct {
 // claimFor is how long a claim holds before its owner's record says the same.
 const claimFor = time.Minute
 
-// claim gives a login to a person.
-func (p *People) claim(ctx context.Context, folded string, id events.UserID) error {
+// claimLogin gives a login to a person.
+func (p *People) claimLogin(ctx context.Context, folded string, id events.UserID) error {
+	err := p.claim(ctx, loginKey(folded), id, func(other events.UserID) (bool, error) { return p.holds(ctx, other, folded) })
+	if errors.Is(err, errTaken) {
+		err = ErrLoginTaken
+	}
+	return err
+}
+
+// errTaken says that somebody else has what is claimed.
+var errTaken = errors.New("taken")
+
+// claim gives a person what the key is of. holds says whether somebody's record
+// has it.
+func (p *People) claim(ctx context.Context, key string, id events.UserID, holds func(events.UserID) (bool, error)) error {
 	want := claim{User: id, At: second(p.now())}
 	for range 3 {
 		var have claim
-		revision, err := p.v.get(ctx, loginKey(folded), &have)
+		revision, err := p.v.get(ctx, key, &have)
 		if errors.Is(err, errMissing) {
-			if err = p.v.create(ctx, loginKey(folded), want); !errors.Is(err, ErrExists) {
+			if err = p.v.create(ctx, key, want); !errors.Is(err, ErrExists) {
 				return err
 			}
 			continue
@@ -132,17 +155,17 @@ func (p *People) claim(ctx context.Context, folded string, id events.UserID) err
 		if have.User == id {
 			return nil
 		}
-		switch held, err := p.holds(ctx, have.User, folded); {
+		switch held, err := holds(have.User); {
 		case err != nil:
 			return err
 		case held, want.At.Sub(have.At) < claimFor:
-			return ErrLoginTaken
+			return errTaken
 		}
-		if err = p.v.replace(ctx, loginKey(folded), want, revision); !errors.Is(err, errChanged) {
+		if err = p.v.replace(ctx, key, want, revision); !errors.Is(err, errChanged) {
 			return err
 		}
 	}
-	return ErrLoginTaken
+	return errTaken
 }
 
 // holds says whether a person's record has the login.
@@ -220,7 +243,7 @@ func (p *People) Change(ctx context.Context, id events.UserID, f func(*Person) e
 			return Person{}, err
 		}
 		if login != old {
-			if err := p.claim(ctx, login, id); err != nil {
+			if err := p.claimLogin(ctx, login, id); err != nil {
 				return Person{}, err
 			}
 		}
@@ -259,10 +282,17 @@ func (p *People) Forget(ctx context.Context, id events.UserID, tokens []events.A
 	case err != nil:
 		return err
 	}
+	var claims []string
 	if folded, err := FoldLogin(person.Login); err == nil {
+		claims = append(claims, loginKey(folded))
+	}
+	if person.Identity != nil {
+		claims = append(claims, identityKey(*person.Identity))
+	}
+	for _, key := range claims {
 		var c claim
-		if _, err := p.v.get(ctx, loginKey(folded), &c); err == nil && c.User == id {
-			if err := p.v.erase(ctx, loginKey(folded)); err != nil {
+		if _, err := p.v.get(ctx, key, &c); err == nil && c.User == id {
+			if err := p.v.erase(ctx, key); err != nil {
 				return err
 			}
 		}
