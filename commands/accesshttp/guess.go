@@ -70,6 +70,28 @@ const (
 	right
 )
 
+// held says how long a source must wait until it may fail again, without a
+// login; 0 means that it may now.
+func (g *guesses) held(source string, now time.Time) time.Duration {
+	if wait := g.sources.Wait(httpapi.SourceNetwork(source), now); wait > 0 {
+		return min(wait, maxWait)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if missing := 1 - g.all.TokensAt(now); missing > 0 {
+		return time.Duration(math.Ceil(missing/allRate)) * time.Second
+	}
+	return 0
+}
+
+// failed counts a failure of a source, without a login.
+func (g *guesses) failed(source string, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.sources.Charge(httpapi.SourceNetwork(source), now, 1)
+	g.all.AllowN(now, 1)
+}
+
 // begin lets a password be tried, or says how long to wait. The caller says by
 // end how it went.
 func (g *guesses) begin(login, source string, now time.Time) (end func(verdict), wait time.Duration) {

@@ -26,6 +26,8 @@ type Config struct {
 	// SessionIdle is how long a session may be unused, SessionLife how long it
 	// lasts in all; 0 means 12 hours and 7 days.
 	SessionIdle, SessionLife time.Duration
+	// OIDC is the provider by which people may sign in; nil for none.
+	OIDC *OIDC
 	// Now is the clock; nil means the system's.
 	Now func() time.Time
 	// Log defaults to no log.
@@ -45,6 +47,7 @@ type Handlers struct {
 	guesses   *guesses
 	uses      *uses
 	rights    *rightsCache
+	oidc      *provider // nil for none
 }
 
 // New returns the operations.
@@ -64,7 +67,11 @@ func New(cfg Config) (*Handlers, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Handlers{cfg: cfg, passwords: auth.NewPasswords(), guesses: newGuesses(), uses: newUses(), rights: newRightsCache()}, nil
+	h := &Handlers{cfg: cfg, passwords: auth.NewPasswords(), guesses: newGuesses(), uses: newUses(), rights: newRightsCache()}
+	if cfg.OIDC != nil {
+		h.oidc = newProvider(*cfg.OIDC, cfg.URL+oidcCallback, cfg.Now)
+	}
+	return h, nil
 }
 
 // Describe adds the operations to an API that only describes itself.
@@ -76,6 +83,7 @@ func (h *Handlers) Register(api huma.API) {
 	h.registerGrants(api)
 	h.registerTokens(api)
 	h.registerSessions(api)
+	h.registerOIDC(api)
 	h.registerPasswords(api)
 	h.registerWhoami(api)
 }

@@ -23,8 +23,8 @@ func spec() *huma.OpenAPI {
 }
 
 var operations = []string{
-	"approve-device", "cancel-task", "change-devices", "change-password", "create-join-token", "create-session", "create-token", "create-user", "create-user-token",
-	"delete-user", "disable-user", "enable-user", "end-own-session", "end-session", "end-user-sessions", "enroll-device",
+	"approve-device", "begin-oidc-session", "cancel-task", "change-devices", "change-password", "create-join-token", "create-session", "create-token", "create-user", "create-user-token",
+	"delete-user", "disable-user", "enable-user", "end-own-session", "end-session", "end-user-sessions", "enroll-device", "finish-oidc-session",
 	"get-device", "get-device-usage", "get-join-token", "get-status", "get-task", "get-usage", "get-user", "get-vm", "grant-role",
 	"list-device-vms", "list-devices", "list-events", "list-join-tokens", "list-roles", "list-sessions", "list-tasks", "list-tokens",
 	"list-user-sessions", "list-user-tokens", "list-users", "list-vms", "quarantine-device", "reject-device", "rekey-device", "release-device", "renew-certificate",

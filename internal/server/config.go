@@ -21,6 +21,7 @@ type Config struct {
 	DataDir string `yaml:"data_dir"`
 
 	HTTP      HTTPConfig      `yaml:"http"`
+	OIDC      OIDCConfig      `yaml:"oidc"`
 	MQTT      MQTTConfig      `yaml:"mqtt"`
 	Events    EventsConfig    `yaml:"events"`
 	Devices   DevicesConfig   `yaml:"devices"`
@@ -110,6 +111,7 @@ func Defaults() Config {
 			Listen: ":8443", MQTT: true, Rate: httpapi.DefaultRate,
 			SessionIdle: config.Duration(accesshttp.DefaultSessionIdle), SessionLife: config.Duration(accesshttp.DefaultSessionLife),
 		},
+		OIDC:   defaultOIDC(),
 		MQTT:   MQTTConfig{Listen: ":8883"},
 		Events: EventsConfig{Sync: config.Duration(time.Second), MinFree: 256 << 20},
 		Devices: DevicesConfig{
@@ -174,6 +176,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("events.min_free: %d is too little, want at least %d (16 MiB): what is under way needs it", c.Events.MinFree, 16<<20)
 	case c.Devices.Window < 1 || c.Devices.Window > 1<<16:
 		return fmt.Errorf("devices.window: %d is out of range, want 1 to 65536", c.Devices.Window)
+	}
+	if err := c.OIDC.validate(); err != nil {
+		return err
 	}
 	if err := c.Memory.validate(); err != nil {
 		return err

@@ -105,6 +105,10 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	oidc, err := s.cfg.OIDC.provider()
+	if err != nil {
+		return err
+	}
 	if s.ca, err = pki.Open(pkiDir(s.cfg)); err != nil {
 		return fmt.Errorf("load the CA: %w", err)
 	}
@@ -203,7 +207,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if s.access, err = accesshttp.New(accesshttp.Config{
 		Commands: s.commands, People: people, URL: s.httpURL, Now: s.now, Log: s.log,
-		SessionIdle: time.Duration(s.cfg.HTTP.SessionIdle), SessionLife: time.Duration(s.cfg.HTTP.SessionLife),
+		SessionIdle: time.Duration(s.cfg.HTTP.SessionIdle), SessionLife: time.Duration(s.cfg.HTTP.SessionLife), OIDC: oidc,
 	}); err != nil {
 		return err
 	}
