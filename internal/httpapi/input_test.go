@@ -169,7 +169,7 @@ func TestBadInput(t *testing.T) {
 
 		// many devices
 		{"no action", "POST", bulkPath, `{"all":true}`, nil, 422, httpapi.KindInvalid, "body", "action"},
-		{"an unknown action", "POST", bulkPath, `{"action":"explode","all":true}`, nil, 422, httpapi.KindInvalid, "body.action", "approve, reject, quarantine, release, label, retire"},
+		{"an unknown action", "POST", bulkPath, `{"action":"explode","all":true}`, nil, 422, httpapi.KindInvalid, "body.action", "approve, reject, quarantine, release, label, rotate-certificate, retire"},
 		{"no selector", "POST", bulkPath, `{"action":"approve"}`, nil, 422, httpapi.KindInvalid, "body.selector", "every device"},
 		{"a selector of blanks", "POST", bulkPath, `{"action":"approve","selector":"  "}`, nil, 422, httpapi.KindInvalid, "body.selector", "every device"},
 		{"a selector and all", "POST", bulkPath, `{"action":"approve","selector":"a","all":true}`, nil, 422, httpapi.KindInvalid, "body.all", "not together"},
