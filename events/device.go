@@ -52,7 +52,7 @@ type DeviceConnected struct {
 }
 
 // DeviceLost says that the device has had no session for longer than the grace
-// time.
+// time, or that its session ended because it is kept out.
 type DeviceLost struct {
 	// Reason is the broker's word for why the last session ended, or
 	// "not seen since the manager started".

@@ -52,6 +52,8 @@ type sight struct {
 	written bool
 	// news counts what was heard, to see whether more came during a command.
 	news int
+	// cut says that the device is kept out: the end of its session is no flap.
+	cut bool
 	// Without a session: when to give up, and what to say then.
 	giveUp time.Time
 	since  time.Time
@@ -83,7 +85,7 @@ func (p *Presence) Connected(device events.DeviceID, s commands.Session) {
 	}
 	// Within the grace time nothing is new, unless the agent is another one.
 	k.written = k.written && k.session.AgentVersion == s.AgentVersion && k.session.Protocol == s.Protocol
-	k.session, k.live = s, true
+	k.session, k.live, k.cut = s, true, false
 	k.news++
 	listeners := p.listeners
 	p.mu.Unlock()
@@ -104,9 +106,31 @@ func (p *Presence) Disconnected(device events.DeviceID, s commands.Session, reas
 		return
 	}
 	giveUp := now.Add(p.grace)
+	if k.cut {
+		giveUp = now
+	}
 	k.live, k.since, k.giveUp, k.reason = false, now, giveUp, reason
 	p.mu.Unlock()
 	p.agenda.at(device, giveUp)
+}
+
+// cutOff says that the device is kept out from now on: without a session it is
+// lost at once, and with one when that ends.
+func (p *Presence) cutOff(device events.DeviceID) {
+	now := p.now()
+	p.mu.Lock()
+	k := p.devices[device]
+	gone := k != nil && !k.live
+	if k != nil {
+		k.cut = true
+	}
+	if gone {
+		k.giveUp = now
+	}
+	p.mu.Unlock()
+	if gone {
+		p.agenda.at(device, now)
+	}
 }
 
 // live says whether the device has a session.

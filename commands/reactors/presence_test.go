@@ -52,6 +52,53 @@ func TestPresenceOfALostDevice(t *testing.T) {
 	})
 }
 
+// TestPresenceOfAKeptOutDevice ends sessions by a decision: nobody waits for such
+// a device to come back, whichever is heard of first.
+func TestPresenceOfAKeptOutDevice(t *testing.T) {
+	for name, c := range map[string]commands.Command{
+		"quarantined": commands.QuarantineDevice{Cause: events.QuarantineOperator},
+		"retired":     commands.RetireDevice{},
+	} {
+		for _, first := range []string{"decision", "end"} {
+			t.Run(name+", "+first+" first", func(t *testing.T) {
+				inHouse(t, func(h *house) {
+					id := h.device()
+					h.connect(id, 1)
+					decide := func() {
+						switch c := c.(type) {
+						case commands.QuarantineDevice:
+							c.Device = id
+							h.do(c)
+						case commands.RetireDevice:
+							c.Device = id
+							h.do(c)
+						}
+						h.pass(0)
+					}
+					if first == "end" {
+						h.disconnect(id, 1)
+						decide()
+					} else {
+						decide()
+						h.presenceIs(id, "DeviceConnected")
+						h.disconnect(id, 1)
+					}
+					h.pass(time.Second)
+					h.presenceIs(id, "DeviceConnected", "DeviceLost")
+					if name == "retired" {
+						return
+					}
+					h.do(commands.ReleaseDevice{Device: id})
+					h.connect(id, 2)
+					h.disconnect(id, 2)
+					h.pass(59 * time.Second) // a flap, as before
+					h.presenceIs(id, "DeviceConnected", "DeviceLost", "DeviceConnected")
+				})
+			})
+		}
+	}
+}
+
 func TestPresenceOfATakeover(t *testing.T) {
 	inHouse(t, func(h *house) {
 		id := h.device()

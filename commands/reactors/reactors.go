@@ -170,12 +170,15 @@ func (r *Reactors) see(rec events.Record, old bool) {
 			r.doors.open(visit{device, refresh})
 		case events.DeviceRejected:
 			r.doors.open(visit{device, kickRejected})
+			r.presence.cutOff(device)
 		case events.DeviceQuarantined:
 			r.doors.open(visit{device, kickQuarantined})
+			r.presence.cutOff(device)
 		case events.DeviceRekeyed:
 			r.doors.open(visit{device, kickRekeyed})
 		case events.DeviceRetired:
 			r.doors.open(visit{device, retire})
+			r.presence.cutOff(device)
 			r.tasks.look(device)
 		case events.DeviceConnected:
 			if old {
