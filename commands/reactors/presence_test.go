@@ -55,9 +55,11 @@ func TestPresenceOfALostDevice(t *testing.T) {
 // TestPresenceOfAKeptOutDevice ends sessions by a decision: nobody waits for such
 // a device to come back, whichever is heard of first.
 func TestPresenceOfAKeptOutDevice(t *testing.T) {
-	for name, c := range map[string]commands.Command{
-		"quarantined": commands.QuarantineDevice{Cause: events.QuarantineOperator},
-		"retired":     commands.RetireDevice{},
+	for name, keepOut := range map[string]func(events.DeviceID) commands.Command{
+		"quarantined": func(id events.DeviceID) commands.Command {
+			return commands.QuarantineDevice{Device: id, Cause: events.QuarantineOperator}
+		},
+		"retired": func(id events.DeviceID) commands.Command { return commands.RetireDevice{Device: id} },
 	} {
 		for _, first := range []string{"decision", "end"} {
 			t.Run(name+", "+first+" first", func(t *testing.T) {
@@ -65,14 +67,7 @@ func TestPresenceOfAKeptOutDevice(t *testing.T) {
 					id := h.device()
 					h.connect(id, 1)
 					decide := func() {
-						switch c := c.(type) {
-						case commands.QuarantineDevice:
-							c.Device = id
-							h.do(c)
-						case commands.RetireDevice:
-							c.Device = id
-							h.do(c)
-						}
+						h.do(keepOut(id))
 						h.pass(0)
 					}
 					if first == "end" {
