@@ -761,7 +761,7 @@ func TestResetPassword(t *testing.T) {
 // users in the log: whoami less what answering costs is not told apart, so
 // compare the two.
 func BenchmarkAuthenticate(b *testing.B) {
-	m := servertest.Start(b)
+	m := servertest.Start(b, func(c *server.Config) { c.HTTP.Rate = 0 })
 	transport := &http.Transport{TLSClientConfig: m.TLS()}
 	defer transport.CloseIdleConnections()
 	c := &http.Client{Transport: transport}
